@@ -1,0 +1,131 @@
+"""What can go wrong when a video is decoded, and how much work a video may cost."""
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import av
+from av import error as av_error
+
+
+class VideoDecodeError(ValueError):
+    """A video could not be decoded. Base of the family; the message names the video, what was found and what to do."""
+
+
+class VideoNotFoundError(VideoDecodeError, FileNotFoundError):
+    """There is no file at the given path (also a `FileNotFoundError`, so either can be caught)."""
+
+
+class VideoUnreadableError(VideoDecodeError):
+    """The source cannot be read: a directory, a pipe, no permission, a failing file object."""
+
+
+class VideoNetworkError(VideoDecodeError):
+    """A URL could not be read: refused, not found, too slow, or not http(s)."""
+
+
+class NotAVideoError(VideoDecodeError):
+    """The bytes are empty, of no known video format, or hold no video stream."""
+
+
+class UnsupportedCodecError(VideoDecodeError):
+    """The video is coded in a way that the installed FFmpeg cannot decode."""
+
+
+class CorruptVideoError(VideoDecodeError):
+    """The video is truncated or damaged. `strict=False` returns what can be had."""
+
+
+class VideoLimitError(VideoDecodeError):
+    """The video asks for more than `DecodeLimits` allows."""
+
+
+class VideoDecodeWarning(UserWarning):
+    """Something was wrong with a video that was decoded with `strict=False`."""
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """How much one call of `decode_video` may cost. `None` lifts a limit.
+
+    The defaults let 8K films through and stop a decompression bomb before memory is gone.
+    """
+
+    max_side: int | None = 8192
+    """Longest side of a picture, in pixels."""
+    max_pixels: int | None = 8192 * 4320
+    """Most pixels in one picture."""
+    max_duration: float | None = 24 * 3600.0
+    """Longest video, in seconds."""
+    max_frames: int | None = 100_000
+    """Most frames one call may ask for, repetitions counted."""
+    max_output_bytes: int | None = 4 * 2**30
+    """Largest array of frames to return, in bytes."""
+    max_source_bytes: int | None = 64 * 2**30
+    """Largest file, in bytes."""
+    max_url_bytes: int | None = 2 * 2**30
+    """Largest file behind a URL, in bytes."""
+    max_seconds: float | None = 600.0
+    """Longest time to work on one video, in seconds, looked at between packets."""
+    url_timeout: float = 20.0
+    """Longest wait for a server's answer, in seconds."""
+
+
+class Deadline:
+    """The moment at which `DecodeLimits.max_seconds` are used up."""
+
+    def __init__(self, video: str, limits: DecodeLimits):
+        self.video = video
+        self.seconds = limits.max_seconds
+        self.end = None if limits.max_seconds is None else time.monotonic() + limits.max_seconds
+
+    def check(self) -> None:
+        """Raises `VideoLimitError` once the time is up."""
+        if self.end is not None and time.monotonic() > self.end:
+            raise VideoLimitError(
+                f"{self.video}: decoding was stopped after {self.seconds:g} s (`DecodeLimits.max_seconds`). "
+                "Ask for fewer frames, shorten the video, or raise the limit."
+            )
+
+
+def check_limit(video: str, what: str, found: float, limit: float | None, name: str) -> None:
+    """Raises `VideoLimitError` if `found` is above `limit`, the field `name` of `DecodeLimits`."""
+    if limit is not None and found > limit:
+        raise VideoLimitError(
+            f"{video}: {what} is {found:g}, above the limit of {limit:g}. "
+            f"If you trust the video, pass `limits=DecodeLimits({name}=...)`."
+        )
+
+
+@contextmanager
+def errors_of(video: str, is_url: bool = False):
+    """Translates what PyAV and the operating system raise inside into the `VideoDecodeError` family."""
+    try:
+        yield
+    except VideoDecodeError:
+        raise
+    except av_error.FileNotFoundError as error:
+        raise VideoNotFoundError(f"{video}: no such file. Check the path.") from error
+    except (av_error.DecoderNotFoundError, av_error.PatchWelcomeError, av_error.NotImplementedError) as error:
+        raise UnsupportedCodecError(
+            f"{video}: FFmpeg cannot decode its codec ({_reason(error)}). Convert it, for example to H.264 in mp4."
+        ) from error
+    except (av_error.HTTPError, av_error.TimeoutError, av_error.ExitError, ConnectionError) as error:
+        raise VideoNetworkError(
+            f"{video}: the server did not deliver the video ({_reason(error)}). "
+            "Try again, raise `DecodeLimits.url_timeout`, or download it first."
+        ) from error
+    except (av_error.InvalidDataError, av_error.EOFError) as error:
+        raise NotAVideoError(
+            f"{video}: not a video in any known format, or its header is damaged ({_reason(error)}). "
+            "Check that the file is complete."
+        ) from error
+    except MemoryError as error:
+        raise VideoLimitError(f"{video}: the video needs more memory than there is.") from error
+    except (av.FFmpegError, OSError) as error:
+        kind = VideoNetworkError if is_url else VideoUnreadableError
+        raise kind(f"{video}: cannot be read ({_reason(error)}).") from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,103 @@
+"""From a decoded frame to the picture that a player would show: upright, with square pixels, RGB."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+# AVColorSpace (ITU-T H.273 table 4) to the coefficients that swscale knows.
+_COLORSPACES = {
+    1: Colorspace.ITU709,
+    4: Colorspace.FCC,
+    5: Colorspace.ITU601,
+    6: Colorspace.ITU601,
+    7: Colorspace.SMPTE240M,
+    9: Colorspace.BT2020,
+    10: Colorspace.BT2020,
+}
+
+
+@dataclass
+class PictureConverter:
+    """Turns the frames of one video into RGB pictures of one size.
+
+    * The display matrix is applied where it is a multiple of 90° or a mirror.
+    * Pixels that are not square are widened or heightened (bicubic), never shrunk.
+    * The colour matrix is the one the file names; where it names none, BT.709 for high definition (≥ 720 lines, the
+      convention of players) and BT.601 below. More than 8 bits are rounded; HDR transfer curves are not tone-mapped.
+    * Transparency is dropped, and interlaced fields stay woven.
+    """
+
+    height: int
+    width: int
+    orientation: "Orientation"
+    reformatter: VideoReformatter
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame, sample_aspect_ratio: Fraction | None) -> "PictureConverter":
+        """The converter for a video whose first frame is `frame`."""
+        height, width = frame.height, frame.width
+        if sample_aspect_ratio and sample_aspect_ratio > 1:
+            width = round(width * sample_aspect_ratio)
+        elif sample_aspect_ratio and sample_aspect_ratio > 0:
+            height = round(height / sample_aspect_ratio)
+        return cls(height, width, Orientation.of(frame), VideoReformatter())
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the upright picture."""
+        return (self.width, self.height) if self.orientation.transposed else (self.height, self.width)
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """`frame` as (height, width, 3) uint8 RGB."""
+        rgb = self.reformatter.reformat(
+            frame,
+            width=self.width,
+            height=self.height,
+            format="rgb24",
+            src_colorspace=_colorspace(frame),
+            src_color_range=frame.color_range or _default_range(frame),
+            dst_color_range=ColorRange.JPEG,
+            interpolation=Interpolation.BICUBIC,
+            threads=1,
+        )
+        return self.orientation.apply(rgb.to_ndarray())
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """How a stored picture becomes the upright one: transposed first, then mirrored."""
+
+    transposed: bool = False
+    mirror_rows: bool = False
+    mirror_columns: bool = False
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> "Orientation":
+        """Read from the display matrix of `frame`, which maps stored (x, y) to shown (a·x + c·y, b·x + d·y)."""
+        side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+        if side_data is None:
+            return cls()
+        a, b, _, c, d, *_ = np.frombuffer(side_data, dtype=np.int32).tolist()
+        if b == c == 0 and a and d:
+            return cls(mirror_rows=d < 0, mirror_columns=a < 0)
+        if a == d == 0 and b and c:
+            return cls(transposed=True, mirror_rows=b < 0, mirror_columns=c < 0)
+        return cls()  # an oblique angle has no picture of whole pixels
+
+    def apply(self, picture: np.ndarray) -> np.ndarray:
+        if self.transposed:
+            picture = picture.swapaxes(0, 1)
+        return picture[:: -1 if self.mirror_rows else 1, :: -1 if self.mirror_columns else 1]
+
+
+def _colorspace(frame: av.VideoFrame) -> Colorspace:
+    high_definition = min(frame.height, frame.width) >= 720
+    return _COLORSPACES.get(frame.colorspace, Colorspace.ITU709 if high_definition else Colorspace.ITU601)
+
+
+def _default_range(frame: av.VideoFrame) -> ColorRange:
+    return ColorRange.JPEG if frame.format.name.startswith("yuvj") or frame.format.is_rgb else ColorRange.MPEG
