@@ -1,6 +1,42 @@
-"""Video-Panda, the encoder-free video-language model, for Hugging Face `transformers`."""
+"""Video-Panda, the encoder-free video-language model, for Hugging Face `transformers`.
 
+Importing this package registers its classes with the Auto classes, so that `AutoProcessor.from_pretrained` and
+`AutoModelForImageTextToText.from_pretrained` load a Video-Panda checkpoint like any other.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    AutoVideoProcessor,
+)
+
+from .modeling import (
+    VideoPandaConfig,
+    VideoPandaForConditionalGeneration,
+    VideoPandaModel,
+    VideoPandaPreTrainedModel,
+    VideoPandaVisionConfig,
+    VideoPandaVisionModel,
+)
 from .version import __version__
 
 
-__all__ = ["__version__"]
+AutoConfig.register("video_panda", VideoPandaConfig, exist_ok=True)
+AutoConfig.register("video_panda_vision", VideoPandaVisionConfig, exist_ok=True)
+AutoModel.register(VideoPandaConfig, VideoPandaModel, exist_ok=True)
+AutoModel.register(VideoPandaVisionConfig, VideoPandaVisionModel, exist_ok=True)
+AutoModelForImageTextToText.register(VideoPandaConfig, VideoPandaForConditionalGeneration, exist_ok=True)
+AutoModelForMultimodalLM.register(VideoPandaConfig, VideoPandaForConditionalGeneration, exist_ok=True)
+
+__all__ = [
+    "VideoPandaConfig",
+    "VideoPandaForConditionalGeneration",
+    "VideoPandaModel",
+    "VideoPandaPreTrainedModel",
+    "VideoPandaVisionConfig",
+    "VideoPandaVisionModel",
+    "__version__",
+]

@@ -1,0 +1,406 @@
+"""Video-Panda: STAB's tokens, projected into the embedding space of any causal language model.
+
+`VideoPandaForConditionalGeneration` is what answers questions. Its forward is features → scatter → language model.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationMixin
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.generation import LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.utils import can_return_tuple, torch_compilable_check
+
+from .configuration_video_panda import VideoPandaConfig, VideoPandaVisionConfig
+from .modeling_video_panda_vision import VideoPandaPreTrainedModel, VideoPandaVisionModel
+
+
+@dataclass
+class VideoPandaModelOutputWithPast(BaseModelOutputWithPast):
+    r"""
+    video_hidden_states (`torch.FloatTensor` of shape `(tokens of all videos, text hidden size)`, *optional*):
+        The projected tokens that stand at the placeholders.
+    """
+
+    video_hidden_states: torch.FloatTensor | None = None
+
+
+@dataclass
+class VideoPandaCausalLMOutputWithPast(ModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+        Cross entropy of the next token, where `labels` were given.
+    logits (`torch.FloatTensor` of shape `(batch, sequence, vocabulary)`):
+        Scores of the LM head.
+    video_hidden_states (`torch.FloatTensor` of shape `(tokens of all videos, text hidden size)`, *optional*):
+        The projected tokens that stand at the placeholders.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor] | None = None
+    attentions: tuple[torch.FloatTensor] | None = None
+    video_hidden_states: torch.FloatTensor | None = None
+
+
+class VideoPandaProjector(nn.Module):
+    """STAB's width → the language model's: Linear, GELU, Linear."""
+
+    def __init__(self, config: VideoPandaConfig):
+        super().__init__()
+        text_size = config.text_config.hidden_size
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size, text_size)
+        self.act = ACT2FN[config.projector_hidden_act]
+        self.linear_2 = nn.Linear(text_size, text_size)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(self.act(self.linear_1(tokens)))
+
+
+class VideoPandaModel(VideoPandaPreTrainedModel):
+    """STAB, projector and language model without its head."""
+
+    def __init__(self, config: VideoPandaConfig):
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = VideoPandaProjector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    @can_return_tuple
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.FloatTensor,
+        video_grid_thw: torch.LongTensor,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        STAB and projector.
+
+        Args:
+            pixel_values_videos (`torch.FloatTensor` of shape `(patches, channels * patch_size**2)`):
+                Packed patches of all videos, as the video processor returns them.
+            video_grid_thw (`torch.LongTensor` of shape `(videos, 3)`):
+                Frames, rows and columns of each video, in patches.
+
+        Returns:
+            STAB's output, `last_hidden_state` `(patches, vision hidden size)`, with `pooler_output`: one tensor
+            `(tokens, text hidden size)` per video, 1 + h·(w + 1) tokens for each frame of h × w tokens.
+        """
+        outputs = self.vision_tower(pixel_values_videos, video_grid_thw, return_dict=True, **kwargs)
+        # Every distinct token is projected once, however many rows ROW ends.
+        tokens = self.multi_modal_projector(outputs.tokens)[outputs.token_order]
+        outputs.pooler_output = tokens.split(outputs.tokens_per_video)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=outputs.pooler_output,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def get_placeholder_mask(self, input_ids, inputs_embeds, video_features) -> torch.BoolTensor:
+        """
+        Where `<video>` and `<row>` stand, as a mask (batch, sequence, 1).
+
+        Raises:
+            ValueError: if they are not as many as the features.
+        """
+        placeholders = (self.config.video_token_id, self.config.row_token_id)
+        if input_ids is None:
+            embed = self.get_input_embeddings()
+            ids = torch.tensor(placeholders).to(inputs_embeds.device, non_blocking=True)
+            mask = (inputs_embeds[..., None, :] == embed(ids)).all(-1).any(-1)
+        else:
+            mask = (input_ids == placeholders[0]) | (input_ids == placeholders[1])
+        count = mask.sum()
+        torch_compilable_check(
+            count == video_features.shape[0],
+            lambda: (
+                f"Video features and placeholder tokens do not match: the prompt has {int(count)} `<video>` and `<row>` "
+                f"tokens, the videos give {video_features.shape[0]} features. Build prompt and pixels with one call of "
+                "the processor, and do not cut the prompt (truncation, chunked prefill) inside a video."
+            ),
+        )
+        return mask[..., None]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        video_grid_thw: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs,
+    ) -> VideoPandaModelOutputWithPast:
+        r"""
+        Args:
+            pixel_values_videos, video_grid_thw:
+                The videos, see [`~VideoPandaModel.get_video_features`].
+            mm_encoder_outputs (`dict`, *optional*):
+                `{"video": ...}`: what `get_video_features` returned, in place of the videos.
+        """
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of `input_ids` or `inputs_embeds`.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        encoded = (mm_encoder_outputs or {}).get("video")
+        if encoded is None and pixel_values_videos is not None:
+            if video_grid_thw is None:
+                raise ValueError(
+                    "`pixel_values_videos` need `video_grid_thw`, the frames, rows and columns of each video."
+                )
+            encoded = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
+
+        video_features = None
+        if encoded is not None:
+            video_features = torch.cat(list(encoded.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
+            mask = self.get_placeholder_mask(input_ids, inputs_embeds, video_features)
+            inputs_embeds = inputs_embeds.masked_scatter(mask, video_features)
+
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            return_dict=True,
+            **kwargs,
+        )
+        return VideoPandaModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            video_hidden_states=video_features,
+        )
+
+
+class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMixin):
+    """Video-Panda with its LM head: videos and a prompt in, an answer out."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: VideoPandaConfig):
+        super().__init__(config)
+        self.model = VideoPandaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_text_pretrained(
+        cls,
+        pretrained_model_name_or_path: str,
+        vision_config: VideoPandaVisionConfig | dict | None = None,
+        video_token_id: int | None = None,
+        row_token_id: int | None = None,
+        **kwargs,
+    ) -> "VideoPandaForConditionalGeneration":
+        r"""
+        Starts a new model: a pretrained causal LM, a fresh STAB and projector. The processor that goes with it comes from
+        `VideoPandaProcessor.from_text_pretrained` with the same name.
+
+        Args:
+            pretrained_model_name_or_path (`str`):
+                Folder or Hub id of any causal LM.
+            vision_config (`VideoPandaVisionConfig` or `dict`, *optional*):
+                STAB's sizes. Defaults to the released model's.
+            video_token_id, row_token_id (`int`, *optional*):
+                Ids of `<video>` and `<row>`. Defaults to the next two of the LM's tokenizer, as the processor has them.
+            kwargs:
+                What `AutoModelForCausalLM.from_pretrained` takes: `dtype`, `device_map`, `revision`, `token`, …
+
+        Raises:
+            ValueError: if the LM's head is more than a linear map, which this model could not reproduce.
+        """
+        if video_token_id is None or row_token_id is None:
+            hub_options = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "trust_remote_code")
+            tokenizer = AutoTokenizer.from_pretrained(
+                pretrained_model_name_or_path, **{key: kwargs[key] for key in hub_options if key in kwargs}
+            )
+            tokenizer.add_special_tokens({"additional_special_tokens": ["<video>", "<row>"]})
+            video_token_id, row_token_id = tokenizer.convert_tokens_to_ids(["<video>", "<row>"])
+
+        text_model = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        config = cls.config_class(
+            vision_config=vision_config,
+            text_config=text_model.config,
+            video_token_id=video_token_id,
+            row_token_id=row_token_id,
+            dtype=text_model.dtype,
+        )
+        with torch.device("meta"):  # the LM exists already: build only the frame it is hung into
+            model = cls(config)
+        head = text_model.get_output_embeddings()
+        vision_tower = VideoPandaVisionModel._from_config(config.vision_config, dtype=text_model.dtype)
+        projector = VideoPandaProjector(config).to(text_model.dtype)
+        projector.apply(model._init_weights)
+        model.model.vision_tower = vision_tower.to(head.weight.device)
+        model.model.multi_modal_projector = projector.to(head.weight.device)
+        model.model.language_model = text_model.base_model
+        model.lm_head = head
+        check_same_logits(text_model, model)
+        if max(video_token_id, row_token_id) >= config.text_config.vocab_size:
+            model.resize_token_embeddings(max(video_token_id, row_token_id) + 1)
+        model.generation_config = text_model.generation_config
+        return model.eval()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.lm_head = value
+
+    def get_video_features(self, pixel_values_videos, video_grid_thw, **kwargs):
+        """STAB and projector, see [`~VideoPandaModel.get_video_features`]."""
+        return self.model.get_video_features(pixel_values_videos, video_grid_thw, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values_videos: torch.FloatTensor | None = None,
+        video_grid_thw: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs,
+    ) -> VideoPandaCausalLMOutputWithPast:
+        r"""
+        Args:
+            labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*):
+                The tokens to learn, -100 where there is nothing to learn.
+            logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0):
+                The last positions whose logits to compute (0: all), or a tensor of positions.
+
+        Example:
+
+        ```python
+        import video_panda_hf
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        processor = AutoProcessor.from_pretrained("path/to/checkpoint")
+        model = AutoModelForImageTextToText.from_pretrained("path/to/checkpoint")
+        content = [{"type": "video", "video": "clip.mp4"}, {"type": "text", "text": "What happens in the video?"}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        output = model.generate(**inputs, max_new_tokens=64)
+        print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        ```
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values_videos=pixel_values_videos,
+            video_grid_thw=video_grid_thw,
+            use_cache=use_cache,
+            mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return VideoPandaCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            video_hidden_states=outputs.video_hidden_states,
+        )
+
+    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
+        """The videos go in with the prompt; afterwards the cache holds them."""
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for key in ("pixel_values_videos", "video_grid_thw", "mm_encoder_outputs"):
+                model_inputs[key] = None
+        return model_inputs
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        """
+        Repeats a batch for beams and return sequences: each prompt with the videos that are its own, encoded once.
+
+        Packed patches have no batch axis, and `<row>` is a placeholder beside `<video>`: the shared code knows neither.
+        """
+        if expand_size == 1:
+            return super()._expand_inputs_for_generation(1, is_encoder_decoder, input_ids, **model_kwargs)
+
+        pixels, grids = model_kwargs.pop("pixel_values_videos", None), model_kwargs.pop("video_grid_thw", None)
+        encoded = (model_kwargs.pop("mm_encoder_outputs", None) or {}).get("video")
+        if encoded is None and pixels is not None:
+            encoded = self.get_video_features(pixels, grids, return_dict=True)
+
+        if encoded is not None:
+            features = torch.cat(list(encoded.pooler_output))
+            inputs_embeds = model_kwargs.get("inputs_embeds")
+            has_ids = input_ids is not None and input_ids.numel() > 0
+            mask = self.model.get_placeholder_mask(input_ids if has_ids else None, inputs_embeds, features)
+            per_prompt = features.split(mask.sum((1, 2)).tolist())
+            encoded = BaseModelOutputWithPooling(
+                pooler_output=[part for part in per_prompt for _ in range(expand_size) if len(part)]
+            )
+            model_kwargs["mm_encoder_outputs"] = {"video": encoded}
+            mm_encoder_outputs = model_kwargs.pop("mm_encoder_outputs")
+
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+        if encoded is not None:
+            model_kwargs["mm_encoder_outputs"] = mm_encoder_outputs
+        return input_ids, model_kwargs
+
+    def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
+        """`<video>` and `<row>` stand for pixels: no generation mode, and no setting of the user's, may produce them."""
+        processors = super()._get_logits_processor(*args, **kwargs)
+        placeholders = [self.config.video_token_id, self.config.row_token_id]
+        # First of all, so that no filter (top-k, top-p) can be left with placeholders only.
+        processors.insert(0, SuppressTokensLogitsProcessor(placeholders, device=self.device))
+        return processors
+
+
+@torch.no_grad()
+def check_same_logits(text_model: nn.Module, model: VideoPandaForConditionalGeneration) -> None:
+    """Raises `ValueError` where a text prompt does not get the causal LM's own logits from the model built around it."""
+    input_ids = torch.arange(4, device=text_model.get_input_embeddings().weight.device)[None]
+    training, _ = text_model.training, text_model.eval()
+    expected, got = text_model(input_ids).logits, model(input_ids).logits
+    text_model.train(training)
+    if not torch.allclose(expected.float(), got.float(), rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            f"{type(text_model).__name__} does more than a linear LM head after its last hidden state (soft-capped or "
+            "scaled logits, say), which Video-Panda's head would drop. Choose a causal LM with a plain LM head."
+        )
+
+
+__all__ = ["VideoPandaForConditionalGeneration", "VideoPandaModel"]

@@ -1,0 +1,356 @@
+"""STAB, the Spatio-Temporal Alignment Block: patches of any number of videos in, language-model tokens out.
+
+`VideoPandaVisionModel` reads top-down: patch embedding, LSTE with DPE, GSTRA, LSD, FSRA, fusion, sequence. Section and
+equation numbers are those of the paper (arXiv 2412.18609). Everything works on packed tensors: the patches of all videos
+of a batch in one row, whatever their shapes and lengths; which patch is where is worked out on the host, in
+`layout_video_panda.py`, so nothing here waits for the device.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
+
+from .configuration_video_panda import VideoPandaConfig, VideoPandaVisionConfig
+from .layout_video_panda import VideoLayout
+
+
+@dataclass
+class VideoPandaVisionModelOutput(BaseModelOutputWithPooling):
+    r"""
+    last_hidden_state (`torch.FloatTensor` of shape `(patches, hidden_size)`):
+        The patches after LSTE, DPE and the skip connection (Z), packed as they came in.
+    pooler_output (`tuple[torch.FloatTensor]`, one of shape `(tokens, hidden_size)` per video):
+        The sequence of each video: per frame the context token, then its rows of tokens, each ended by ROW.
+    hidden_states (`tuple[torch.FloatTensor]`, *optional*):
+        The patch embeddings and Z, both `(patches, hidden_size)`.
+    attentions (`tuple[torch.FloatTensor]`, *optional*):
+        The weights of GSTRA `(clips, heads, cells)`, LSD `(windows, heads, cells of a window)` and FSRA
+        `(frames, heads, tokens)`. Rows shorter than the longest are filled with zeros.
+    tokens (`torch.FloatTensor` of shape `(windows + frames + 1, hidden_size)`):
+        Every distinct token once: LSD's windows, the frames' contexts, ROW. What the projector has to compute.
+    token_order (`torch.LongTensor` of shape `(sum of tokens,)`):
+        Rows of `tokens` that make up the videos' sequences.
+    tokens_per_video (`list[int]`):
+        Lengths of the sequences.
+    """
+
+    tokens: torch.FloatTensor | None = None
+    token_order: torch.LongTensor | None = None
+    tokens_per_video: list[int] | None = None
+
+
+class VideoPandaPreTrainedModel(PreTrainedModel):
+    config: VideoPandaConfig
+    base_model_prefix = "model"
+    input_modalities = ("video", "text")
+    supports_gradient_checkpointing = True
+    # Its parts share index tensors, and a projector between devices would only add copies.
+    _no_split_modules = ["VideoPandaVisionModel", "VideoPandaProjector"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """As the reference starts training: every residual branch in time (LSTE, GSTRA) begins as the identity."""
+        super()._init_weights(module)
+        std = getattr(self.config, "initializer_range", None) or 0.02
+        if isinstance(module, FewQueryAttention):
+            init.normal_(module.key_weight, std=std)
+            init.normal_(module.value_weight, std=std)
+        elif isinstance(module, LocalSpatioTemporalEncoding):
+            init.zeros_(module.expand.weight)
+        elif isinstance(module, GlobalSpatioTemporalAggregator):
+            init.zeros_(module.query)
+            init.zeros_(module.attention.output.weight)
+            init.zeros_(module.mlp_out.weight)
+        elif isinstance(module, FrameSpatialAggregator):
+            init.normal_(module.class_embedding, std=module.class_embedding.shape[0] ** -0.5)
+        elif isinstance(module, ContextFusion):
+            init.zeros_(module.balance)
+        elif isinstance(module, VideoPandaVisionModel):
+            init.normal_(module.row_embedding, std=module.row_embedding.shape[0] ** -0.5)
+
+
+class VideoPandaVisionModel(VideoPandaPreTrainedModel):
+    """STAB [3.1], 45 M parameters at the released size."""
+
+    config: VideoPandaVisionConfig
+    base_model_prefix = "vision_tower"
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video",)
+
+    def __init__(self, config: VideoPandaVisionConfig):
+        super().__init__(config)
+        patch_dim = config.num_channels * config.patch_size**2
+        self.patch_embedding = nn.Linear(patch_dim, config.hidden_size, bias=False)
+        self.lste = LocalSpatioTemporalEncoding(config)
+        self.dpe = DynamicPositionEncoding(config)
+        self.gstra = GlobalSpatioTemporalAggregator(config)
+        self.lsd = LocalSpatialDownsampling(config)
+        self.fsra = FrameSpatialAggregator(config)
+        self.fusion = ContextFusion(config)
+        self.row_embedding = nn.Parameter(torch.empty(config.hidden_size))
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.patch_embedding
+
+    def set_input_embeddings(self, value):
+        self.patch_embedding = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.FloatTensor,
+        video_grid_thw: torch.LongTensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> VideoPandaVisionModelOutput:
+        r"""
+        Args:
+            pixel_values_videos (`torch.FloatTensor` of shape `(patches, num_channels * patch_size**2)`):
+                Normalised pixels of the patches of all videos: video by video, in the order (frame, row, column), each
+                flattened (channel, y, x).
+            video_grid_thw (`torch.LongTensor` of shape `(videos, 3)`):
+                Frames, rows and columns of each video, in patches. Keep it on the CPU: a copy on the device has to be
+                fetched back first.
+
+        Raises:
+            ValueError: if a grid is impossible (frames, odd sides, larger than the canvas) or does not add up to the
+                patches given. The message names the video.
+        """
+        output_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+
+        dtype, device = self.row_embedding.dtype, pixel_values_videos.device
+        layout = VideoLayout.of(pixel_values_videos, video_grid_thw, self.config).to(device)
+
+        embeddings = self.patch_embedding(pixel_values_videos.to(dtype))  # (patches, D), eq. 1
+        hidden_states = (embeddings,) if output_hidden_states else None
+        background = self.patch_embedding(layout.background.to(dtype)) if layout.has_background else None  # (1, D)
+
+        aligned, summaries, gstra_weights = embeddings, [], []
+        for group in layout.groups:  # one, or one per grid shape where there is no shared canvas
+            cells = group.place(embeddings, background)  # (clips, F, H, W, D)
+            cells = self.dpe(self.lste(cells))
+            summary, weights = self.gstra(cells.flatten(1, 3))  # (clips, D)
+            aligned = group.add(aligned, cells)  # Z = L + E
+            summaries.append(summary)
+            gstra_weights.append(weights)
+            del cells
+        del embeddings
+
+        windows, lsd_weights = self.lsd(aligned, layout.windows)  # (windows, D)
+        frames, fsra_weights = self.fsra(layout.tokens_of_frames(windows), layout.token_mask)  # (frames, D)
+        contexts = self.fusion(frames, summaries, layout.clip_of_frame, layout.is_image)  # (frames, D)
+
+        tokens = torch.cat([windows, contexts, self.row_embedding[None]])
+        if output_hidden_states:
+            hidden_states += (aligned,)
+        return VideoPandaVisionModelOutput(
+            last_hidden_state=aligned,
+            pooler_output=tokens[layout.token_order].split(layout.tokens_per_video),
+            hidden_states=hidden_states,
+            attentions=(*pad_weights(gstra_weights), lsd_weights, fsra_weights) if output_attentions else None,
+            tokens=tokens,
+            token_order=layout.token_order,
+            tokens_per_video=layout.tokens_per_video,
+        )
+
+
+class LocalSpatioTemporalEncoding(nn.Module):
+    """LSTE [eq. 2]: `E + C3(C2(C1(BN(E))))`, mixing each cell with the same cell of the frames beside it."""
+
+    def __init__(self, config: VideoPandaVisionConfig):
+        super().__init__()
+        hidden_size = config.hidden_size
+        reduced_size = int(hidden_size / 1.5)
+        self.norm = nn.BatchNorm1d(hidden_size, eps=config.layer_norm_eps)
+        self.reduce = nn.Linear(hidden_size, reduced_size)
+        self.mix = nn.Conv2d(reduced_size, reduced_size, kernel_size=(3, 1), padding=(1, 0), groups=reduced_size)
+        self.expand = nn.Linear(reduced_size, hidden_size)
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        """`cells` (clips, F, H, W, D) → same shape."""
+        hidden = self.reduce(self.norm(cells.flatten(0, 3)).view_as(cells))
+        # Time and space as the two axes of a channels-last picture: a view, not a copy.
+        hidden = self.mix(hidden.flatten(2, 3).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return cells + self.expand(hidden).view_as(cells)
+
+
+class DynamicPositionEncoding(nn.Conv3d):
+    """DPE [eq. 3]: `L' + DW(L')`, DW a depthwise 3×3×3 convolution that pads with zeros."""
+
+    def __init__(self, config: VideoPandaVisionConfig):
+        super().__init__(config.hidden_size, config.hidden_size, kernel_size=3, padding=1, groups=config.hidden_size)
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        """`cells` (clips, F, H, W, D) → same shape.
+
+        One depthwise 2D convolution for each of the three taps in time: on channels-last data they are several times
+        faster than a depthwise 3D one, and need no copy into another layout.
+        """
+        past, present, future = self.weight.unbind(2)  # each (D, 1, 3, 3)
+        encoded = cells + self._convolve(cells, present, self.bias)
+        encoded[:, 1:] += self._convolve(cells[:, :-1], past)
+        encoded[:, :-1] += self._convolve(cells[:, 1:], future)
+        return encoded
+
+    def _convolve(self, cells, weight, bias=None):
+        pictures = cells.flatten(0, 1).permute(0, 3, 1, 2)  # (clips · F, D, H, W)
+        pictures = F.conv2d(pictures, weight, bias, padding=1, groups=self.groups)
+        return pictures.permute(0, 2, 3, 1).reshape(cells.shape)
+
+
+class FewQueryAttention(nn.Module):
+    """Multi-head attention for queries that are far fewer than their keys: keys and values are never projected.
+
+    With the query of a head taken into the space of the keys, `(W_k x)·q = x·(W_kᵀ q)`, and the values projected after
+    they are summed, `Σ a·(W_v x) = W_v (Σ a·x)`, the result is the textbook form's at a fraction of its cost. A bias of
+    the keys would shift all scores of a query alike and so drop out; that of the values adds once.
+    The two weights are bare parameters, as no linear layer is ever called with them.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, scale: float, bias: bool):
+        super().__init__()
+        self.num_heads, self.scale = num_heads, scale
+        self.query = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.key_weight = nn.Parameter(torch.empty(hidden_size, hidden_size))
+        self.value_weight = nn.Parameter(torch.empty(hidden_size, hidden_size))
+        self.value_bias = nn.Parameter(torch.zeros(hidden_size)) if bias else None
+        self.output = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, queries, keys, mask=None):
+        """
+        Args:
+            queries: (B, D), or (1, D) for a query that all share.
+            keys: (B, K, D), the values as well.
+            mask: (B, K) bool, `True` where there is a key; `None` for everywhere.
+
+        Returns:
+            `(attended, weights)`: (B, D) and (B, heads, K).
+        """
+        per_head = self.key_weight.unflatten(0, (self.num_heads, -1))  # (heads, d, D)
+        queries = self.query(queries).unflatten(-1, (self.num_heads, -1)) * self.scale  # (B, heads, d)
+        queries = torch.einsum("bhd,hdk->bhk", queries, per_head)  # (B, heads, D), in the space of the keys
+        scores = torch.matmul(queries, keys.transpose(1, 2))  # (B, heads, K)
+        del queries
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1, dtype=torch.float32).to(keys.dtype)
+        attended = torch.matmul(weights, keys)  # (B, heads, D)
+        per_head = self.value_weight.unflatten(0, (self.num_heads, -1))
+        attended = torch.einsum("bhk,hdk->bhd", attended, per_head).flatten(1)  # (B, D)
+        if self.value_bias is not None:
+            attended = attended + self.value_bias
+        return self.output(attended), weights
+
+
+class GlobalSpatioTemporalAggregator(nn.Module):
+    """GSTRA [eq. 11-13]: one learned query sums up all cells of a clip."""
+
+    def __init__(self, config: VideoPandaVisionConfig):
+        super().__init__()
+        hidden_size, eps = config.hidden_size, config.layer_norm_eps
+        head_dim = hidden_size // config.num_attention_heads
+        self.query = nn.Parameter(torch.zeros(1, hidden_size))
+        self.query_norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.key_norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.attention = FewQueryAttention(hidden_size, config.num_attention_heads, head_dim**-0.5, bias=True)
+        self.mlp_norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.mlp_in = nn.Linear(hidden_size, 4 * hidden_size)
+        self.mlp_out = nn.Linear(4 * hidden_size, hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`cells` (clips, F·H·W, D) → the clips' summaries g (clips, D) and the attention weights."""
+        attended, weights = self.attention(self.query_norm(self.query), self.key_norm(cells))
+        summary = self.query + attended
+        hidden = self.mlp_in(self.mlp_norm(summary))
+        hidden = self.dropout(hidden * torch.sigmoid(1.702 * hidden))
+        return summary + self.mlp_out(hidden), weights
+
+
+class LocalSpatialDownsampling(nn.Module):
+    """LSD [eq. 5-7]: each window of 2×2 patches becomes one token, its mean plus what the mean attends to in it."""
+
+    def __init__(self, config: VideoPandaVisionConfig):
+        super().__init__()
+        hidden_size, eps = config.hidden_size, config.layer_norm_eps
+        self.query_norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.key_norm = nn.LayerNorm(hidden_size, eps=eps)
+        # The reference scales by the whole width, not by a head's.
+        self.attention = FewQueryAttention(hidden_size, config.num_attention_heads, hidden_size**-0.5, bias=False)
+
+    def forward(self, patches: torch.Tensor, windows: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`patches` (patches, D), `windows` (windows, 4) rows of it → tokens (windows, D) and the attention weights."""
+        patches = patches[windows]  # (windows, 4, D)
+        mean = patches.mean(1)
+        attended, weights = self.attention(self.query_norm(mean), self.key_norm(patches))
+        return mean + attended, weights
+
+
+class FrameSpatialAggregator(nn.Module):
+    """FSRA [eq. 8-10]: the learned class embedding sums up the tokens of one frame."""
+
+    def __init__(self, config: VideoPandaVisionConfig):
+        super().__init__()
+        hidden_size, eps = config.hidden_size, config.layer_norm_eps
+        self.class_embedding = nn.Parameter(torch.empty(hidden_size))
+        self.query_norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.key_norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.attention = FewQueryAttention(hidden_size, config.num_attention_heads, hidden_size**-0.5, bias=False)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.BoolTensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """`tokens` (frames, tokens, D), `mask` (frames, tokens) → f (frames, D) and the attention weights."""
+        query = self.query_norm(self.class_embedding[None])
+        attended, weights = self.attention(query, self.key_norm(tokens), mask)
+        return self.class_embedding + attended, weights
+
+
+class ContextFusion(nn.Module):
+    """Fusion [eq. 14] of a frame's summary f with the summary g of the clip that holds it: the context token."""
+
+    def __init__(self, config: VideoPandaVisionConfig):
+        super().__init__()
+        self.balance = nn.Parameter(torch.zeros(config.hidden_size))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, frames, summaries, clip_of_frame, is_image):
+        """
+        Args:
+            frames: f of all frames, (frames, D).
+            summaries: g of all clips, a list of (clips, D); empty where there are only images.
+            clip_of_frame: (frames,) row of the concatenated summaries; any where the frame is an image.
+            is_image: (frames,) bool, or `None` where there is no image. An image's context is f itself.
+        """
+        if not summaries:
+            return frames
+        clips = torch.cat(summaries)[clip_of_frame]
+        alpha = torch.sigmoid(self.balance)
+        fused = self.output(self.dropout(self.norm((1 - alpha) * clips + alpha * frames)))
+        return fused if is_image is None else torch.where(is_image[:, None], frames, fused)
+
+
+def pad_weights(weights: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Attention weights (clips, heads, cells) of groups with different numbers of cells, as one tensor in a list."""
+    longest = max((w.shape[-1] for w in weights), default=0)
+    return [torch.cat([F.pad(w, (0, longest - w.shape[-1])) for w in weights])] if weights else []
+
+
+__all__ = ["VideoPandaPreTrainedModel", "VideoPandaVisionModel"]
