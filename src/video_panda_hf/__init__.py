@@ -9,8 +9,6 @@ from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
-    AutoProcessor,
-    AutoVideoProcessor,
 )
 
 from .modeling import (

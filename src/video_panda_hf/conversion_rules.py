@@ -1,7 +1,7 @@
 """Where every tensor of a reference checkpoint goes: one rule per kind of key, and nothing that no rule names.
 
 The reference release keeps STAB under `video_tower` and the projector under `video_projector`, and once more under
-`vision_tower` and `mm_projector`. EVE-7B, where training starts, has only the latter, for the parts it shares with STAB.
+`vision_tower` and `mm_projector`. EVE-7B, where training starts, has only the latter, for what it shares with STAB.
 """
 
 import re

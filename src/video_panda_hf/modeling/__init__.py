@@ -4,6 +4,7 @@ from .configuration_video_panda import VideoPandaConfig, VideoPandaVisionConfig
 from .modeling_video_panda import VideoPandaForConditionalGeneration, VideoPandaModel
 from .modeling_video_panda_vision import VideoPandaPreTrainedModel, VideoPandaVisionModel
 
+
 __all__ = [
     "VideoPandaConfig",
     "VideoPandaForConditionalGeneration",

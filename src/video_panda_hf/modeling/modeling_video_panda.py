@@ -120,9 +120,9 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         torch_compilable_check(
             count == video_features.shape[0],
             lambda: (
-                f"Video features and placeholder tokens do not match: the prompt has {int(count)} `<video>` and `<row>` "
-                f"tokens, the videos give {video_features.shape[0]} features. Build prompt and pixels with one call of "
-                "the processor, and do not cut the prompt (truncation, chunked prefill) inside a video."
+                f"Video features and placeholder tokens do not match: the prompt has {int(count)} `<video>` and "
+                f"`<row>` tokens, the videos give {video_features.shape[0]} features. Build prompt and pixels with "
+                "one call of the processor, and do not cut the prompt (truncation, chunked prefill) inside a video."
             ),
         )
         return mask[..., None]
@@ -156,9 +156,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         encoded = (mm_encoder_outputs or {}).get("video")
         if encoded is None and pixel_values_videos is not None:
             if video_grid_thw is None:
-                raise ValueError(
-                    "`pixel_values_videos` need `video_grid_thw`, the frames, rows and columns of each video."
-                )
+                raise ValueError("`pixel_values_videos` need `video_grid_thw`: frames, rows, columns of each video.")
             encoded = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
 
         video_features = None
@@ -207,8 +205,8 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         **kwargs,
     ) -> "VideoPandaForConditionalGeneration":
         r"""
-        Starts a new model: a pretrained causal LM, a fresh STAB and projector. The processor that goes with it comes from
-        `VideoPandaProcessor.from_text_pretrained` with the same name.
+        Starts a new model: a pretrained causal LM, a fresh STAB and projector. The processor that goes with it comes
+        from `VideoPandaProcessor.from_text_pretrained` with the same name.
 
         Args:
             pretrained_model_name_or_path (`str`):
@@ -216,7 +214,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             vision_config (`VideoPandaVisionConfig` or `dict`, *optional*):
                 STAB's sizes. Defaults to the released model's.
             video_token_id, row_token_id (`int`, *optional*):
-                Ids of `<video>` and `<row>`. Defaults to the next two of the LM's tokenizer, as the processor has them.
+                Ids of `<video>` and `<row>`. Defaults to the next two of the LM's tokenizer, as in the processor.
             kwargs:
                 What `AutoModelForCausalLM.from_pretrained` takes: `dtype`, `device_map`, `revision`, `token`, …
 
@@ -351,7 +349,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         """
         Repeats a batch for beams and return sequences: each prompt with the videos that are its own, encoded once.
 
-        Packed patches have no batch axis, and `<row>` is a placeholder beside `<video>`: the shared code knows neither.
+        Packed patches have no batch axis, and `<row>` is a placeholder beside `<video>`: shared code knows neither.
         """
         if expand_size == 1:
             return super()._expand_inputs_for_generation(1, is_encoder_decoder, input_ids, **model_kwargs)
@@ -381,7 +379,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         return input_ids, model_kwargs
 
     def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
-        """`<video>` and `<row>` stand for pixels: no generation mode, and no setting of the user's, may produce them."""
+        """`<video>` and `<row>` stand for pixels: no generation mode and no setting may produce them."""
         processors = super()._get_logits_processor(*args, **kwargs)
         placeholders = [self.config.video_token_id, self.config.row_token_id]
         # First of all, so that no filter (top-k, top-p) can be left with placeholders only.
@@ -391,7 +389,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
 
 @torch.no_grad()
 def check_same_logits(text_model: nn.Module, model: VideoPandaForConditionalGeneration) -> None:
-    """Raises `ValueError` where a text prompt does not get the causal LM's own logits from the model built around it."""
+    """Raises `ValueError` where a text prompt does not get the causal LM's own logits from the model around it."""
     input_ids = torch.arange(4, device=text_model.get_input_embeddings().weight.device)[None]
     training, _ = text_model.training, text_model.eval()
     expected, got = text_model(input_ids).logits, model(input_ids).logits

@@ -1,8 +1,8 @@
 """STAB, the Spatio-Temporal Alignment Block: patches of any number of videos in, language-model tokens out.
 
-`VideoPandaVisionModel` reads top-down: patch embedding, LSTE with DPE, GSTRA, LSD, FSRA, fusion, sequence. Section and
-equation numbers are those of the paper (arXiv 2412.18609). Everything works on packed tensors: the patches of all videos
-of a batch in one row, whatever their shapes and lengths; which patch is where is worked out on the host, in
+`VideoPandaVisionModel` reads top-down: patch embedding, LSTE with DPE, GSTRA, LSD, FSRA, fusion, sequence. Section
+and equation numbers are those of the paper (arXiv 2412.18609). Everything works on packed tensors: the patches of all
+videos of a batch in one row, whatever their shapes and lengths; which patch is where is worked out on the host, in
 `layout_video_panda.py`, so nothing here waits for the device.
 """
 
@@ -130,10 +130,10 @@ class VideoPandaVisionModel(VideoPandaPreTrainedModel):
             ValueError: if a grid is impossible (frames, odd sides, larger than the canvas) or does not add up to the
                 patches given. The message names the video.
         """
-        output_hidden_states = (
-            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        )
-        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
 
         dtype, device = self.row_embedding.dtype, pixel_values_videos.device
         layout = VideoLayout.of(pixel_values_videos, video_grid_thw, self.config).to(device)
@@ -219,8 +219,8 @@ class FewQueryAttention(nn.Module):
     """Multi-head attention for queries that are far fewer than their keys: keys and values are never projected.
 
     With the query of a head taken into the space of the keys, `(W_k x)·q = x·(W_kᵀ q)`, and the values projected after
-    they are summed, `Σ a·(W_v x) = W_v (Σ a·x)`, the result is the textbook form's at a fraction of its cost. A bias of
-    the keys would shift all scores of a query alike and so drop out; that of the values adds once.
+    they are summed, `Σ a·(W_v x) = W_v (Σ a·x)`, the result is the textbook form's at a fraction of its cost. A bias
+    of the keys would shift all scores of a query alike and so drop out; that of the values adds once.
     The two weights are bare parameters, as no linear layer is ever called with them.
     """
 
@@ -296,7 +296,7 @@ class LocalSpatialDownsampling(nn.Module):
         self.attention = FewQueryAttention(hidden_size, config.num_attention_heads, hidden_size**-0.5, bias=False)
 
     def forward(self, patches: torch.Tensor, windows: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`patches` (patches, D), `windows` (windows, 4) rows of it → tokens (windows, D) and the attention weights."""
+        """`patches` (patches, D), `windows` (windows, 4) rows of it → tokens (windows, D), attention weights."""
         patches = patches[windows]  # (windows, 4, D)
         mean = patches.mean(1)
         attended, weights = self.attention(self.query_norm(mean), self.key_norm(patches))
