@@ -32,8 +32,9 @@ class VideoPandaVisionConfig(PreTrainedConfig):
             Dropout in GSTRA's MLP and in the fusion, in training only.
         layer_norm_eps (`float`, *optional*, defaults to 1e-5):
             Epsilon of the layer norms and of LSTE's batch norm.
-        image_mean, image_std (`list[float]`, *optional*, defaults to CLIP's):
-            The normalisation of the pixels, which the colour of the canvas' background follows from.
+        background (`list[float]`, *optional*):
+            A pixel of the canvas' background, normalised: one value per channel. Defaults to the mean colour of CLIP's
+            normalisation, rounded down to 8 bits.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of freshly initialised weights.
     """
@@ -51,13 +52,13 @@ class VideoPandaVisionConfig(PreTrainedConfig):
     pad_to_square: bool = True
     dropout: float | int = 0.5
     layer_norm_eps: float = 1e-5
-    image_mean: list[float] | tuple[float, ...] | None = None
-    image_std: list[float] | tuple[float, ...] | None = None
+    background: list[float] | tuple[float, ...] | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
-        self.image_mean = list(OPENAI_CLIP_MEAN if self.image_mean is None else self.image_mean)
-        self.image_std = list(OPENAI_CLIP_STD if self.image_std is None else self.image_std)
+        if self.background is None:
+            normalisation = zip(OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, strict=True)
+            self.background = [(int(255 * mean) / 255 - mean) / std for mean, std in normalisation]
         super().__post_init__(**kwargs)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -69,10 +70,9 @@ class VideoPandaVisionConfig(PreTrainedConfig):
                 f"`image_size` ({self.image_size}) must be a multiple of `patch_size` x `spatial_merge_size` "
                 f"({self.patch_size} x {self.spatial_merge_size}), so that the canvas is made of whole windows."
             )
-        if not len(self.image_mean) == len(self.image_std) == self.num_channels:
+        if len(self.background) != self.num_channels:
             raise ValueError(
-                f"`image_mean` and `image_std` need one value for each of the {self.num_channels} channels, "
-                f"got {self.image_mean} and {self.image_std}."
+                f"`background` needs one value for each of the {self.num_channels} channels, got {self.background}."
             )
 
 

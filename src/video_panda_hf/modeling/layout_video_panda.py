@@ -54,7 +54,7 @@ class VideoLayout:
     clip_of_frame: torch.LongTensor  # (frames,): row of the groups' concatenated clips
     is_image: torch.BoolTensor | None  # (frames,): the frames that are videos of their own; None: there are none
     token_order: torch.LongTensor  # (tokens,): rows of [windows, contexts, ROW] that make up the sequences
-    background: torch.FloatTensor  # (1, channels · patch²): a normalised patch of the canvas' background
+    background: torch.FloatTensor  # (1, channels · patch²): a patch of the canvas' background
     tokens_per_video: list[int]
     num_frames: int
 
@@ -114,7 +114,7 @@ class VideoLayout:
             clip_of_frame=clip_of_frame,
             is_image=is_image if bool(is_image.any()) else None,
             token_order=token_order,
-            background=background_patch(config),
+            background=torch.tensor(config.background).repeat_interleave(config.patch_size**2)[None],
             tokens_per_video=(times * lengths_of_videos).tolist(),
             num_frames=num_frames,
         )
@@ -215,13 +215,6 @@ def group_clips(rows, columns, first_patch, is_image, config) -> tuple[list[Clip
             )
         )
     return groups, clip_of_frame
-
-
-def background_patch(config: VideoPandaVisionConfig) -> torch.FloatTensor:
-    """A patch whose every pixel is the mean colour rounded down to 8 bits, normalised: (1, channels · patch²)."""
-    mean, std = torch.tensor(config.image_mean), torch.tensor(config.image_std)
-    pixel = ((255 * mean).floor() / 255 - mean) / std
-    return pixel.repeat_interleave(config.patch_size**2)[None]
 
 
 def enumerate_parts(sizes: torch.LongTensor) -> tuple[torch.LongTensor, torch.LongTensor]:
