@@ -4,13 +4,14 @@ They are not installed with the `transformers` wheel, but its source distributio
 
     python tests/transformers_suite.py
 
-once per installed version of transformers: it fetches the sdist and puts those files into `.transformers-tests/<version>/`
-(ignored by git), next to stand-ins for the few modules that the sdist lacks. A test module then writes
+once per installed version of transformers: it fetches the sdist and puts its tests into
+`.transformers-tests/<version>/` (ignored by git), next to stand-ins for the few modules that the sdist lacks. A test
+module then writes
 
     ProcessorTesterMixin = import_suite("test_processing_common").ProcessorTesterMixin
 
-and is skipped, with the command to run, where the folder is missing. A full checkout of transformers has more (the generation
-and export mixins, which are empty classes here): set `TRANSFORMERS_CHECKOUT` to its root to test with these.
+and is skipped, with the command to run, where the folder is missing. A full checkout of transformers has more (the
+generation and export mixins, which are empty classes here): set `TRANSFORMERS_CHECKOUT` to its root to test with them.
 """
 
 import importlib
@@ -24,10 +25,11 @@ from pathlib import Path
 
 import transformers
 
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SUITE = REPOSITORY / ".transformers-tests" / transformers.__version__
 
-# What the mixins import and the sdist lacks. A missing test mixin is an empty class; media are made locally, never fetched.
+# What the mixins import and the sdist lacks: an empty class for a test mixin, media made here and not fetched.
 STAND_INS = {
     "tests/__init__.py": "",
     "tests/exporters/__init__.py": "",

@@ -1,0 +1,9 @@
+"""From video files and text to the model's inputs."""
+
+from .decoding import decode_video
+from .decoding_errors import VideoDecodeError
+from .processing_video_panda import CHAT_TEMPLATE, VideoPandaProcessor
+from .video_processing_video_panda import VideoPandaVideoProcessor
+
+
+__all__ = ["CHAT_TEMPLATE", "VideoDecodeError", "VideoPandaProcessor", "VideoPandaVideoProcessor", "decode_video"]

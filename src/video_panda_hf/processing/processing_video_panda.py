@@ -1,0 +1,345 @@
+"""Text and videos → the inputs of Video-Panda: `<video>` in a prompt becomes the tokens that its video takes up."""
+
+import copy
+import inspect
+import re
+from pathlib import Path
+
+from transformers import AutoTokenizer
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.tokenization_utils_base import AddedToken
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from .video_processing_video_panda import VideoPandaVideoProcessor, list_videos
+
+
+VIDEO_TOKEN = "<video>"
+ROW_TOKEN = "<row>"
+
+# A message's content as one string: a video stands on a line of its own, parts of text follow one another.
+CONTENT_TO_TEXT = """
+{%- macro content_to_text(content) -%}
+  {%- if content is string -%}
+    {{- content -}}
+  {%- elif content is iterable -%}
+    {%- for part in content -%}
+      {%- if not loop.first and 'video' in [part['type'], loop.previtem['type']] -%}{{- '\\n' -}}{%- endif -%}
+      {%- if part['type'] == 'video' -%}
+        {{- '<video>' -}}
+      {%- elif part['type'] == 'text' -%}
+        {{- part['text'] -}}
+      {%- else -%}
+        {{- raise_exception('content of type ' ~ part['type'] ~ ': this model takes text and video') -}}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+"""
+
+# The conversation that the released model was trained on (Vicuna v1): a system message of the user's own replaces the
+# default one. The tokenizer adds the first token (BOS), the template does not.
+CHAT_TEMPLATE = (
+    CONTENT_TO_TEXT
+    + """
+{%- if messages and messages[0]['role'] == 'system' -%}
+  {{- content_to_text(messages[0]['content']) -}}
+  {%- set turns = messages[1:] -%}
+{%- else -%}
+  {{- "A chat between a curious human and an artificial intelligence assistant. " -}}
+  {{- "The assistant gives helpful, detailed, and polite answers to the human's questions." -}}
+  {%- set turns = messages -%}
+{%- endif -%}
+{%- for message in turns -%}
+  {%- if message['role'] == 'user' -%}
+    {{- ('' if not loop.first and loop.previtem['role'] == 'assistant' else ' ') -}}
+    {{- 'USER: ' ~ content_to_text(message['content']) -}}
+  {%- elif message['role'] == 'assistant' -%}
+    {{- ' ASSISTANT:' -}}
+    {%- generation -%}
+    {{- ' ' ~ content_to_text(message['content']) ~ eos_token -}}
+    {%- endgeneration -%}
+  {%- else -%}
+    {{- raise_exception('role ' ~ message['role'] ~ ': take user, assistant, and system for the first message') -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- ' ASSISTANT:' -}}{%- endif -%}
+"""
+)
+
+# Goes before an LLM's own chat template, which mostly expects strings: after it `messages` have no lists of parts.
+FLATTEN_MESSAGES = (
+    CONTENT_TO_TEXT
+    + """
+{%- set flat = namespace(messages=[]) -%}
+{%- for message in messages -%}
+  {%- if message['content'] is defined and message['content'] is not none -%}
+    {%- set flat.messages = flat.messages + [dict(message, content=content_to_text(message['content']))] -%}
+  {%- else -%}
+    {%- set flat.messages = flat.messages + [message] -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- set messages = flat.messages %}
+"""
+)
+GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+ANSWER_MARK = "\ue000"  # a character of no meaning, that stands for an answer while a template is taken apart
+
+
+class VideoPandaProcessor(ProcessorMixin):
+    """`VideoPandaProcessor(video_processor, tokenizer, chat_template)`, called with `text=` and `videos=`.
+
+    One `<video>` in a text stands for one video. It is replaced by what the model computes from a video of T frames of
+    h × w tokens: T times a `<video>` (the frame's context token) followed by h rows of w `<video>` and one `<row>`.
+    `<row>` is reserved: a text that has it raises `ValueError`, as does a `<video>` without a video and the reverse.
+
+    `mm_token_type_ids` (with `return_mm_token_type_ids=True`) are 2 for `<video>` and `<row>`, 0 for text.
+    """
+
+    def __init__(self, video_processor=None, tokenizer=None, chat_template=None):
+        self.video_token, self.row_token = VIDEO_TOKEN, ROW_TOKEN
+        self.video_token_id = token_id(tokenizer, VIDEO_TOKEN)
+        self.row_token_id = token_id(tokenizer, ROW_TOKEN)
+        self.video_token_ids = [self.video_token_id, self.row_token_id]
+        self.after_video = space_after_video(tokenizer)
+        super().__init__(video_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_text_pretrained(
+        cls, tokenizer_or_path, image_size: int = 448, patch_size: int = 14, chat_template: str | None = None, **kwargs
+    ) -> "VideoPandaProcessor":
+        """The processor of a new model around a causal LM.
+
+        Args:
+            tokenizer_or_path: the LLM's tokenizer (it is copied), or its folder or Hub id.
+            image_size, patch_size: canvas and patch of the model in pixels.
+            chat_template: default is the LLM's own, made to take videos in the content of messages, or if the LLM has
+                none `CHAT_TEMPLATE` of this module.
+            kwargs: further settings of `VideoPandaVideoProcessor`.
+
+        The tokenizer gets `<video>` and `<row>` as special tokens, pads on the left, and if it has no padding token
+        pads with its end-of-sequence token (a training collator must then mask by `attention_mask`, not by token).
+        """
+        if isinstance(tokenizer_or_path, (str, Path)):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_or_path)
+        else:
+            tokenizer = copy.deepcopy(tokenizer_or_path)
+        added = [AddedToken(token, special=True, normalized=False) for token in (VIDEO_TOKEN, ROW_TOKEN)]
+        tokenizer.add_tokens(added, special_tokens=True)
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                raise ValueError("the tokenizer has neither a padding nor an end-of-sequence token: set `pad_token`")
+            tokenizer.pad_token = tokenizer.eos_token
+
+        if chat_template is None:
+            chat_template = template_with_videos(tokenizer.chat_template)
+        tokenizer.chat_template = None  # it would say nothing of videos
+        video_processor = VideoPandaVideoProcessor(size={"longest_edge": image_size}, patch_size=patch_size, **kwargs)
+        return cls(video_processor, tokenizer, chat_template=chat_template)
+
+    def __call__(self, text: str | list[str] | None = None, videos=None, **kwargs) -> BatchFeature:
+        """
+        Args:
+            text: a prompt or several, with one `<video>` for each of their videos.
+            videos: the videos in the order of their `<video>`, of any kind that `VideoPandaVideoProcessor` takes.
+            kwargs: for the tokenizer (`padding`, …) and the video processor (`num_frames`, …).
+
+        Returns: `input_ids`, `attention_mask`, and with videos `pixel_values_videos` and `video_grid_thw`.
+        """
+        return super().__call__(text=text, videos=videos, **kwargs)
+
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        if images is not None or audio is not None:
+            raise ValueError(
+                "this model takes text and videos; give a picture as `videos`, it becomes a video of one frame"
+            )
+        _, text, _, _ = super().prepare_inputs_layout(text=text)
+        return None, text, None if videos is None else list_videos(videos), None
+
+    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        if text is None and videos is None:
+            raise ValueError(
+                f"You need to provide at least one input to call {type(self).__name__}: `text` or `videos`"
+            )
+        if text is None:
+            return
+        if not all(isinstance(prompt, str) for prompt in text):
+            raise ValueError("`text` must be a string or a list of strings")
+        if any(self.row_token in prompt for prompt in text):
+            raise ValueError(f"{self.row_token} is reserved for the rows of a video's tokens: take it out of the text")
+        num_tokens, num_videos = sum(prompt.count(self.video_token) for prompt in text), len(videos or [])
+        if num_tokens != num_videos:
+            raise ValueError(
+                f"the text has {num_tokens} {self.video_token} and {num_videos} videos were given: "
+                f"every video needs one {self.video_token} at its place in the text"
+            )
+
+    def _process_videos(self, videos, **kwargs):
+        inputs = self.video_processor(videos, **kwargs)
+        return inputs, [self.replace_video_token(inputs, i, **kwargs) for i in range(len(inputs["video_grid_thw"]))]
+
+    def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
+        """The tokens of one video, per frame: context, then every row of tokens and `<row>` (paper eq. 15-17)."""
+        merge_size = kwargs.get("merge_size") or self.video_processor.merge_size
+        t, h, w = (int(n) for n in video_inputs["video_grid_thw"][video_idx])
+        row = self.video_token * (w // merge_size) + self.row_token
+        return (self.video_token + row * (h // merge_size)) * t + self.after_video
+
+    def _get_num_multimodal_tokens(self, video_sizes=None, **kwargs) -> MultiModalData:
+        """Placeholder tokens of videos of these sizes [(sampled frames, height, width), …], for serving engines."""
+        if video_sizes is None:
+            return MultiModalData()
+        videos_kwargs = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)["videos_kwargs"]
+        merge_size = videos_kwargs.get("merge_size") or self.video_processor.merge_size
+        grids = [self.video_processor.get_video_grid(*size, videos_kwargs) for size in video_sizes]
+        return MultiModalData(
+            num_video_tokens=[t * (1 + h // merge_size * (w // merge_size + 1)) for t, h, w in grids]
+        )
+
+    def apply_chat_template(
+        self,
+        conversation,
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_assistant_tokens_mask: bool = False,
+        processor_kwargs: dict | None = None,
+        **kwargs,
+    ):
+        """A conversation or several → the prompt, or with `tokenize=True, return_dict=True` the inputs of the model.
+
+        The content of a message is a string or a list of `{"type": "text", "text": …}` and `{"type": "video", "video":
+        …}` (also "path" or "url"), where a video is anything that `VideoPandaVideoProcessor` takes. Settings of the
+        video processor and of the tokenizer may be given by name or in `processor_kwargs`.
+
+        `return_assistant_tokens_mask=True` adds `assistant_masks`, 1 for the tokens of the answers with their end
+        token. A template without `{% generation %}` is taken apart to find them; `ValueError` if it alters the
+        answers.
+        """
+        template = self._chat_template(chat_template)
+        settings = self._processor_settings(kwargs)
+        processor_kwargs = {**settings, **(processor_kwargs or {})}
+        if template.startswith(FLATTEN_MESSAGES):  # an LLM's own template writes the special tokens itself
+            processor_kwargs.setdefault("add_special_tokens", False)
+        arguments = {"chat_template": template, "tokenize": tokenize, "return_dict": return_dict, **kwargs}
+
+        if not (tokenize and return_dict and return_assistant_tokens_mask):
+            return super().apply_chat_template(conversation, processor_kwargs=processor_kwargs, **arguments)
+
+        # transformers finds answers by their characters in the prompt. Before 5.2x it does not reckon with the videos'
+        # tokens, which shift them, so that this is done here for every version.
+        if kwargs.get("continue_final_message"):
+            raise ValueError("continue_final_message is not compatible with return_assistant_tokens_mask.")
+        processor_kwargs |= {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
+        inputs = super().apply_chat_template(conversation, processor_kwargs=processor_kwargs, **arguments)
+        is_batched = isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "content")
+        answers = self._answer_spans(conversation if is_batched else [conversation], template, kwargs)
+        masks = [
+            answer_mask(offsets, replaced, spans)
+            for offsets, replaced, spans in zip(
+                inputs.pop("offset_mapping"), inputs.pop("text_replacement_offsets"), answers, strict=True
+            )
+        ]
+        tensor_type = processor_kwargs.get("return_tensors") or kwargs.get("return_tensors")
+        inputs.update(BatchFeature({"assistant_masks": masks}, None if tensor_type == "auto" else tensor_type))
+        return inputs
+
+    def _chat_template(self, name_or_template: str | None) -> str:
+        templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        if name_or_template is not None:
+            return templates.get(name_or_template) or name_or_template
+        if templates.get("default") is None:
+            raise ValueError("this processor has no default chat template: give `chat_template`")
+        return templates["default"]
+
+    def _processor_settings(self, kwargs: dict) -> dict:
+        """Takes the settings of video processor and tokenizer out of `kwargs`; what remains is the template's."""
+        own = set(inspect.signature(ProcessorMixin.apply_chat_template).parameters)
+        nested = self.valid_processor_kwargs.__annotations__
+        names = {*nested, *nested["text_kwargs"].__annotations__, *self.video_processor.valid_kwargs.__annotations__}
+        return {name: kwargs.pop(name) for name in (names - own) & set(kwargs)}
+
+    def _answer_spans(self, conversations, template: str, kwargs: dict) -> list[list[tuple[int, int]]]:
+        """For each conversation, the (start, end) characters of its answers in the rendered prompt."""
+        names = [name for name in kwargs if name not in ("return_tensors", "load_audio_from_video")]
+        given = {**self.tokenizer.special_tokens_map, **{name: kwargs[name] for name in names}}
+
+        def render(conversations, **options):
+            return render_jinja_template(conversations=conversations, chat_template=template, **given, **options)
+
+        if GENERATION_TAG.search(template):
+            return render(conversations, return_assistant_tokens_mask=True)[1]
+        return [self._spans_by_marks(conversation, lambda c: render([c])[0][0]) for conversation in conversations]
+
+    def _spans_by_marks(self, conversation, render) -> list[tuple[int, int]]:
+        """Renders the conversation with a mark for every answer: what stands between the marks is the template's own.
+        An answer's span ends after the special token that follows it, by which a model learns to stop."""
+        answers = [content_text(message) for message in conversation if message["role"] == "assistant"]
+        marked = [{**m, "content": ANSWER_MARK} if m["role"] == "assistant" else m for m in conversation]
+        between = render(marked).split(ANSWER_MARK)
+        end_token = re.compile(r"\s*(?:" + "|".join(map(re.escape, self.tokenizer.all_special_tokens)) + ")")
+        prompt = render(conversation)
+        ends = [end_token.match(after) for after in between[1:]]
+        for texts in (answers, [answer.strip() for answer in answers]):
+            if len(ends) != len(texts) or not all(ends):
+                break
+            starts, rebuilt = [], between[0]
+            for text, after in zip(texts, between[1:], strict=True):
+                starts.append(len(rebuilt))
+                rebuilt += text + after
+            if rebuilt == prompt:
+                lengths = [len(text) + end.end() for text, end in zip(texts, ends, strict=True)]
+                return [(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+        raise ValueError(
+            "the chat template has no {% generation %} and alters the answers or has no special token after them, so "
+            "that their tokens cannot be told: mark them in the template, or pass `chat_template=CHAT_TEMPLATE`"
+        )
+
+
+def token_id(tokenizer, token: str) -> int:
+    found = tokenizer.convert_tokens_to_ids(token)
+    if found is None or found == tokenizer.unk_token_id:
+        raise ValueError(
+            f"the tokenizer has no {token}: make the processor by VideoPandaProcessor.from_text_pretrained(tokenizer) "
+            f"or add {VIDEO_TOKEN} and {ROW_TOKEN} with tokenizer.add_tokens([...], special_tokens=True)"
+        )
+    return found
+
+
+def space_after_video(tokenizer) -> str:
+    """A space if the tokenizer needs one to read what follows a video like the start of a text, as the model was
+    trained: Llama's puts a space of its own before a text, but unless `legacy` is set not after a special token."""
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    start, after, after_space = encode("\n"), encode(ROW_TOKEN + "\n")[1:], encode(ROW_TOKEN + " \n")[1:]
+    return " " if after != start and after_space == start else ""
+
+
+def template_with_videos(template: str | dict | None) -> str | dict:
+    """An LLM's chat template (or its named templates), for messages whose content is a list with videos."""
+    if isinstance(template, dict):
+        return {name: template_with_videos(text) for name, text in template.items()}
+    return CHAT_TEMPLATE if template is None else FLATTEN_MESSAGES + template
+
+
+def content_text(message: dict) -> str:
+    content = message.get("content")
+    if content is None:
+        raise ValueError("an assistant's message without content has no tokens to mask")
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def answer_mask(offsets, replaced: list[dict], spans: list[tuple[int, int]]) -> list[int]:
+    """1 for every token that overlaps a span, given in characters of the prompt before its videos were `replaced`.
+    `offsets`: (start, end) of every token in the prompt after that."""
+    gains = [(video["span"][1], video["new_span"][1] - video["span"][1]) for video in replaced]
+
+    def shifted(char: int) -> int:
+        return char + max((gain for end, gain in gains if end <= char), default=0)
+
+    spans = [(shifted(start), shifted(end)) for start, end in spans]
+    return [int(any(start < s_end and end > s_start for s_start, s_end in spans)) for start, end in offsets]

@@ -1,0 +1,412 @@
+"""Videos of any kind → the packed patches and grids that Video-Panda takes: sample, resize, patchify, normalise."""
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as tvF
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    ChannelDimension,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+    load_image,
+)
+from transformers.processing_utils import Unpack, VideosKwargs
+from transformers.utils import TensorType
+from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.video_utils import VideoMetadata
+
+from .decoding import decode_video
+
+
+PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+class VideoPandaVideoProcessorKwargs(VideosKwargs, total=False):
+    r"""
+    patch_size (`int`, *optional*, defaults to 14):
+        Side of a patch in pixels.
+    merge_size (`int`, *optional*, defaults to 2):
+        Side of the window of patches that the model turns into one token. Frames get sides that are multiples of
+        `patch_size * merge_size`.
+    frames_per_clip (`int`, *optional*, defaults to 4):
+        Frames of one clip of the model. A video has 1 frame (an image) or a multiple of this.
+    max_frames (`int`, *optional*):
+        With `fps`: the most frames a video may have.
+    """
+
+    patch_size: int
+    merge_size: int
+    frames_per_clip: int
+    max_frames: int | None
+
+
+class VideoPandaVideoProcessor(BaseVideoProcessor):
+    """Turns videos into `pixel_values_videos`, float (sum over videos of T·h·w, 3·patch_size²), and `video_grid_thw`,
+    int64 (videos, 3): the T, h, w of every video in patches.
+
+    The longer side of a frame becomes `size["longest_edge"]`, the shorter one keeps the aspect ratio, rounded up to a
+    multiple of `patch_size * merge_size`. Patches come in the order (frame, row, column), each flattened as (channel,
+    y, x).
+
+    A video is a path, an http(s) URL, bytes, a binary file object, an array or tensor (T, H, W, C) or (T, C, H, W), or
+    a list of frames (PIL images, arrays, tensors; or picture files). Pixels are uint8, or floating point of the same
+    range 0..255 (0..1 with `do_rescale=False`). Grey frames become RGB, an alpha channel is dropped.
+
+    How many frames (`do_sample_frames=True`, the default):
+
+    * `num_frames` (8): spread over the video as `sample_frame_indices` says. A shorter video repeats its last frame.
+    * `fps`: frames at this rate; if `max_frames` are too few for that, `max_frames` spread over the whole video. The
+      last one is repeated up to a multiple of `frames_per_clip`.
+    * Arrays and lists of frames are sampled as well, by the rate in `video_metadata`, or evenly where that has none.
+    * A picture on its own (or as a list of one frame) is an image: T = 1, never repeated.
+    * A list of picture files (names or URLs) is taken as it is, for whoever wrote them has sampled already.
+
+    Raises `ValueError` where the frames are not 1 nor a multiple of `frames_per_clip`, where both `num_frames` and
+    `fps` are given, and for videos that it cannot read (`VideoDecodeError`).
+    """
+
+    resample = PILImageResampling.BICUBIC
+    size = {"longest_edge": 448}
+    default_to_square = False
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    do_sample_frames = True
+    patch_size = 14
+    merge_size = 2
+    frames_per_clip = 4
+    num_frames = 8
+    fps = None
+    max_frames = None
+    valid_kwargs = VideoPandaVideoProcessorKwargs
+    model_input_names = ["pixel_values_videos", "video_grid_thw"]
+
+    def __init__(self, **kwargs: Unpack[VideoPandaVideoProcessorKwargs]):
+        check_one_rate(**kwargs)
+        super().__init__(**kwargs)
+        if self.fps is not None:
+            self.num_frames = None
+
+    def preprocess(self, videos, **kwargs: Unpack[VideoPandaVideoProcessorKwargs]) -> BatchFeature:
+        videos = list_videos(videos)
+        if not videos:
+            raise ValueError("there is no video among `videos`")
+        check_one_rate(**kwargs)
+        if kwargs.get("do_sample_frames") and any(is_list_of_files(video) and len(video) > 1 for video in videos):
+            raise ValueError(
+                "Sampling frames from a list of images is not supported! Set `do_sample_frames=False`, "
+                "or give the frames as PIL images."
+            )
+        # What the caller asks for replaces the processor's own choice between the two, rather than adding to it.
+        if kwargs.get("fps") is not None:
+            kwargs["num_frames"] = None
+        elif kwargs.get("num_frames") is not None:
+            kwargs["fps"] = None
+        return super().preprocess(videos, **kwargs)
+
+    def sample_frames(
+        self,
+        metadata: VideoMetadata,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        max_frames: int | None = None,
+        frames_per_clip: int | None = None,
+        **kwargs,
+    ) -> np.ndarray:
+        """The frames to take of a video, int64 indices; see the class for the rules. `metadata` needs
+        `total_num_frames`, and `fps` for sampling by rate."""
+        check_one_rate(num_frames=num_frames, fps=fps)
+        if num_frames is None and fps is None:
+            num_frames, fps = self.num_frames, self.fps
+        max_frames = max_frames or self.max_frames
+        frames_per_clip = frames_per_clip or self.frames_per_clip
+
+        if fps is None:
+            check_frame_count(num_frames, frames_per_clip, f"`num_frames` = {num_frames}")
+            return sample_frame_indices(metadata.total_num_frames, metadata.fps, num_frames)
+        if metadata.fps is None:
+            raise ValueError(
+                "sampling by `fps` needs the video's own rate: give `video_metadata` with `fps`, or `num_frames`"
+            )
+        if max_frames is not None:
+            check_frame_count(max_frames, frames_per_clip, f"`max_frames` = {max_frames}")
+        return sample_frame_indices_by_rate(metadata.total_num_frames, metadata.fps, fps, max_frames, frames_per_clip)
+
+    def fetch_videos(self, video_url_or_urls, sample_indices_fn=None):
+        """Decode a video → (frames (T, H, W, 3) uint8, metadata), or a list of them → [all frames, all metadata]."""
+        if isinstance(video_url_or_urls, list):
+            return list(
+                zip(*[self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls], strict=True)
+            )
+        return decode_video(video_url_or_urls, sample_indices_fn)
+
+    def _decode_and_sample_videos(self, videos, video_metadata=None, do_sample_frames=None, sample_indices_fn=None):
+        frames, metadata = [], []
+        for video, given in zip(videos, list_metadata(video_metadata, len(videos)), strict=True):
+            if is_frames(video):
+                video, given = self._sample_in_memory(video, given, sample_indices_fn)
+            else:
+                video, given = self.fetch_videos(video, sample_indices_fn)
+            frames.append(video)
+            metadata.append(given)
+        return frames, metadata
+
+    def _sample_in_memory(self, video, metadata: VideoMetadata | None, sample_indices_fn):
+        metadata = metadata or VideoMetadata(total_num_frames=len(video))
+        if metadata.total_num_frames != len(video):
+            raise ValueError(f"video_metadata says {metadata.total_num_frames} frames, the video has {len(video)}")
+        if sample_indices_fn is None or len(video) == 1 or is_list_of_files(video):
+            metadata.frames_indices = list(range(len(video)))
+            return video, metadata
+        indices = sample_indices_fn(metadata=metadata)
+        metadata.frames_indices = indices
+        return [video[i] for i in indices] if isinstance(video, list) else video[indices], metadata
+
+    def _prepare_input_videos(self, videos, do_convert_rgb=None, input_data_format=None, device=None):
+        """Frames → (T, 3, H, W). RGB whatever `do_convert_rgb` says: patches have no room for other channels."""
+        return [rgb_frames(video, input_data_format).to(device) for video in videos]
+
+    def _preprocess(
+        self,
+        videos: list[torch.Tensor],
+        do_resize: bool,
+        size: SizeDict,
+        resample,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean,
+        image_std,
+        patch_size: int,
+        merge_size: int,
+        frames_per_clip: int,
+        return_tensors: str | TensorType | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        pixels, grids = [], []
+        for index, frames in enumerate(videos):
+            check_frame_count(len(frames), frames_per_clip, f"video {index} of the call")
+            if do_rescale and frames.is_floating_point() and 0 < frames.max() <= 1:
+                raise ValueError("floating point frames of the range 0..1 are scaled already: pass `do_rescale=False`")
+            if do_resize:
+                frames = self.resize(frames, size, resample, patch_size * merge_size)
+            patches, grid = patchify(frames, patch_size, merge_size)
+            # After the cut and not before, for the cut then moves bytes and not floats: per pixel it is the same.
+            patches = self.rescale_and_normalize(
+                patches, do_rescale, rescale_factor, do_normalize, image_mean, image_std
+            )
+            pixels.append(patches.flatten(1).to(torch.float32))
+            grids.append(grid)
+        data = {"pixel_values_videos": torch.cat(pixels) if len(pixels) > 1 else pixels[0]}
+        data["video_grid_thw"] = torch.tensor(grids, dtype=torch.int64)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def resize(self, image: torch.Tensor, size: SizeDict, resample=None, factor: int | None = None, **kwargs):
+        """Frames (T, 3, H, W) → (T, 3, H', W'), see `resized_size`. `factor` is the side of a token in pixels."""
+        if not size.longest_edge:
+            raise ValueError(f"`size` must be {{'longest_edge': pixels}}, the side of the canvas, not {dict(size)}")
+        factor = factor or self.patch_size * self.merge_size
+        height, width = resized_size(*image.shape[-2:], size.longest_edge, factor)
+        return super().resize(image, SizeDict(height=height, width=width), resample)
+
+    def get_num_of_video_patches(
+        self, num_frames: int, height: int, width: int, videos_kwargs: dict | None = None
+    ) -> int:
+        """Patches, i.e. rows of `pixel_values_videos`, of `num_frames` sampled frames of height × width pixels."""
+        t, h, w = self.get_video_grid(num_frames, height, width, videos_kwargs)
+        return t * h * w
+
+    def get_video_grid(self, num_frames: int, height: int, width: int, videos_kwargs: dict | None = None):
+        """The (T, h, w) that such a video has in `video_grid_thw`."""
+        given = videos_kwargs or {}
+        size = given.get("size") or self.size
+        patch_size = given.get("patch_size") or self.patch_size
+        factor = patch_size * (given.get("merge_size") or self.merge_size)
+        if given.get("do_resize", self.do_resize):
+            height, width = resized_size(height, width, size["longest_edge"], factor)
+        return num_frames, height // patch_size, width // patch_size
+
+
+# Sizes and frames: pure functions of numbers
+
+
+def resized_size(height: int, width: int, longest_edge: int, factor: int) -> tuple[int, int]:
+    """The longer side becomes `longest_edge`, the shorter the next multiple of `factor` from its exact proportional
+    length. In whole numbers, for a rounding error before the `ceil` would add a row of tokens."""
+    if longest_edge % factor:
+        raise ValueError(f"the longest edge, {longest_edge}, is not a multiple of {factor} (patch_size · merge_size)")
+    short, long = min(height, width), max(height, width)
+    short = -(-longest_edge * short // (long * factor)) * factor
+    return (short, longest_edge) if height < width else (longest_edge, short)
+
+
+def sample_frame_indices(num_frames_in_file: int, rate: float | None, num_frames: int) -> np.ndarray:
+    """`num_frames` frames, (num_frames,) int64, of a video of `rate` frames a second, as the model was trained:
+    one frame a second, thinned out evenly if those are too many, or closer together if too few. Without a rate,
+    evenly over the whole video. A video of fewer frames gives all of them, the last one repeated."""
+    if num_frames_in_file < 1:
+        raise ValueError("a video without frames")
+    last = num_frames_in_file - 1
+    if num_frames_in_file <= num_frames:
+        return np.minimum(np.arange(num_frames), last)
+    positions = np.arange(0, num_frames_in_file, max(1, round(rate or 1)))
+    if len(positions) < num_frames:
+        step = max(1, last // (num_frames - 1))
+        return np.arange(num_frames) * step
+    return positions[np.linspace(0, len(positions) - 1, num_frames).astype(int)]
+
+
+def sample_frame_indices_by_rate(
+    num_frames_in_file: int, rate: float, fps: float, max_frames: int | None, frames_per_clip: int
+) -> np.ndarray:
+    """Frames of a video of `rate` frames a second at the times 0, 1/fps, 2/fps …, int64; over `max_frames`, that many
+    evenly over the whole video. The last one is repeated up to a multiple of `frames_per_clip`."""
+    count = max(1, int(num_frames_in_file * fps / rate + 1e-6))
+    if max_frames is not None and count > max_frames:
+        return np.linspace(0, num_frames_in_file - 1, max_frames).astype(int)
+    indices = np.minimum((np.arange(count) * rate / fps + 1e-6).astype(int), num_frames_in_file - 1)
+    return np.pad(indices, (0, -count % frames_per_clip), mode="edge")
+
+
+def check_frame_count(count: int, frames_per_clip: int, what: str) -> None:
+    """`what` is the setting or the video that gave `count`, named in the error."""
+    if count != 1 and (count < 1 or count % frames_per_clip):
+        raise ValueError(
+            f"{what}: a video has 1 frame or a multiple of {frames_per_clip} (`frames_per_clip`), not {count}"
+        )
+
+
+def check_one_rate(num_frames: int | None = None, fps: float | None = None, **kwargs) -> None:
+    if num_frames is not None and fps is not None:
+        raise ValueError(f"`num_frames` ({num_frames}) and `fps` ({fps}) are mutually exclusive: give one of them")
+
+
+# Frames → patches
+
+
+def patchify(frames: torch.Tensor, patch_size: int, merge_size: int) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """(T, 3, H, W) → (T·h·w, 3, patch_size, patch_size) in the order (frame, row, column), and the grid (T, h, w)."""
+    num_frames, channels, height, width = frames.shape
+    if height % (patch_size * merge_size) or width % (patch_size * merge_size):
+        raise ValueError(
+            f"frames of {height}×{width} pixels: without `do_resize` both sides must be multiples of "
+            f"{patch_size * merge_size} (patch_size · merge_size)"
+        )
+    h, w = height // patch_size, width // patch_size
+    patches = frames.reshape(num_frames, channels, h, patch_size, w, patch_size).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(num_frames * h * w, channels, patch_size, patch_size), (num_frames, h, w)
+
+
+def rgb_frames(video, input_data_format: str | ChannelDimension | None = None) -> torch.Tensor:
+    """An array, a tensor or a list of frames → (T, 3, H, W), as uint8 or as the floating point it came in. An array is
+    not copied, and keeps its memory layout, for bytes with the channels last are resized fastest."""
+    if isinstance(video, list):
+        if is_list_of_files(video):
+            video = [load_image(os.fspath(name)) for name in video]
+        if isinstance(video[0], Image.Image):
+            video, input_data_format = [np.array(frame.convert("RGB")) for frame in video], ChannelDimension.LAST
+        shapes = {tuple(frame.shape) for frame in video}
+        if len(shapes) > 1:
+            raise ValueError(f"the frames of one video differ in shape: {sorted(shapes)}")
+        video = torch.stack([as_tensor(frame) for frame in video])
+        if video.ndim == 3:  # grey frames (H, W)
+            video, input_data_format = video[..., None], ChannelDimension.LAST
+    video = as_tensor(video)
+    if video.is_floating_point():
+        video = video.to(torch.float32)
+    elif video.dtype != torch.uint8:
+        raise ValueError(f"frames must be uint8 or floating point, not {video.dtype}")
+
+    layout = input_data_format or infer_channel_dimension_format(video, num_channels=(1, 3, 4))
+    if ChannelDimension(layout) == ChannelDimension.LAST:
+        video = video.permute(0, 3, 1, 2)
+    if video.shape[1] not in (1, 3, 4):
+        raise ValueError(
+            f"frames must have 1, 3 or 4 channels; this video of shape {tuple(video.shape)} has {video.shape[1]}"
+        )
+    return tvF.grayscale_to_rgb(video) if video.shape[1] == 1 else video[:, :3]
+
+
+def as_tensor(array) -> torch.Tensor:
+    if isinstance(array, np.ndarray):
+        array = np.require(array, requirements=["C", "W"])  # no view of it if it is read-only or has negative strides
+    return torch.as_tensor(array)
+
+
+# What a user may hand over
+
+
+def list_videos(videos) -> list:
+    """Any nesting of videos → a flat list of them. Each is a path, a URL, bytes, a file object, an array or tensor of
+    four dimensions, or a `Frames`."""
+    return _list_videos(videos, depth=0)
+
+
+class Frames(list):
+    """The frames of one video: PIL images, arrays or tensors of one frame, or the names or URLs of picture files."""
+
+
+def _list_videos(videos, depth: int) -> list:
+    if is_picture(videos):
+        return [Frames([videos])]
+    if isinstance(videos, Frames) or is_encoded(videos):
+        return [videos]
+    if isinstance(videos, (np.ndarray, torch.Tensor)):
+        if videos.ndim not in (4, 5):
+            raise ValueError(f"a video is (frames, height, width, channels), not of the shape {tuple(videos.shape)}")
+        return [videos] if videos.ndim == 4 else list(videos)
+    if not isinstance(videos, (list, tuple)):
+        raise ValueError(
+            "a video is a path, URL, bytes, binary file, array, tensor or list of frames (PIL images, arrays, picture "
+            f"files), not {type(videos).__name__}"
+        )
+    # Names in a list are videos, unless they are pictures' names or nested as deep as one video's frames in one
+    # conversation of a batch: (conversation, video, frame).
+    if videos and all(is_picture(item) for item in videos):
+        return [Frames(videos)]
+    if videos and depth >= 2 and all(isinstance(item, str) for item in videos):
+        return [Frames(videos)]
+    return [video for item in videos for video in _list_videos(item, depth + 1)]
+
+
+def list_metadata(video_metadata, num_videos: int) -> list[VideoMetadata | None]:
+    if video_metadata is None:
+        return [None] * num_videos
+    if isinstance(video_metadata, Mapping):
+        video_metadata = [video_metadata]
+    flat = [entry for item in video_metadata for entry in (item if isinstance(item, (list, tuple)) else [item])]
+    if len(flat) != num_videos:
+        raise ValueError(f"{num_videos} videos, but {len(flat)} entries of `video_metadata`: give one for each")
+    return [None if entry is None else VideoMetadata(**entry) for entry in flat]
+
+
+def is_encoded(video) -> bool:
+    return isinstance(video, (str, os.PathLike, bytes, bytearray, memoryview, io.IOBase)) or hasattr(video, "read")
+
+
+def is_frames(video) -> bool:
+    return isinstance(video, (Frames, np.ndarray, torch.Tensor))
+
+
+def is_list_of_files(video) -> bool:
+    return isinstance(video, list) and isinstance(video[0], (str, os.PathLike))
+
+
+def is_picture(item) -> bool:
+    if isinstance(item, (str, os.PathLike)):
+        path = urlparse(item).path if isinstance(item, str) else os.fspath(item)
+        return PurePosixPath(path).suffix.lower() in PICTURE_SUFFIXES
+    return isinstance(item, Image.Image) or (isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim in (2, 3))
