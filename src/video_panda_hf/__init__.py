@@ -9,6 +9,8 @@ from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
+    AutoProcessor,
+    AutoVideoProcessor,
 )
 
 from .modeling import (
@@ -19,6 +21,7 @@ from .modeling import (
     VideoPandaVisionConfig,
     VideoPandaVisionModel,
 )
+from .processing import VideoPandaProcessor, VideoPandaVideoProcessor
 from .version import __version__
 
 
@@ -28,12 +31,16 @@ AutoModel.register(VideoPandaConfig, VideoPandaModel, exist_ok=True)
 AutoModel.register(VideoPandaVisionConfig, VideoPandaVisionModel, exist_ok=True)
 AutoModelForImageTextToText.register(VideoPandaConfig, VideoPandaForConditionalGeneration, exist_ok=True)
 AutoModelForMultimodalLM.register(VideoPandaConfig, VideoPandaForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(VideoPandaConfig, VideoPandaProcessor, exist_ok=True)
+AutoVideoProcessor.register(VideoPandaConfig, VideoPandaVideoProcessor, exist_ok=True)
 
 __all__ = [
     "VideoPandaConfig",
     "VideoPandaForConditionalGeneration",
     "VideoPandaModel",
     "VideoPandaPreTrainedModel",
+    "VideoPandaProcessor",
+    "VideoPandaVideoProcessor",
     "VideoPandaVisionConfig",
     "VideoPandaVisionModel",
     "__version__",

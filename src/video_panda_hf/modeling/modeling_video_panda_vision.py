@@ -64,7 +64,7 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
         """As the reference starts training: every residual branch in time (LSTE, GSTRA) begins as the identity."""
         super()._init_weights(module)
         std = getattr(self.config, "initializer_range", None) or 0.02
-        if isinstance(module, FewQueryAttention):
+        if isinstance(module, FewQueryPooling):
             init.normal_(module.key_weight, std=std)
             init.normal_(module.value_weight, std=std)
         elif isinstance(module, LocalSpatioTemporalEncoding):
@@ -215,7 +215,7 @@ class DynamicPositionEncoding(nn.Conv3d):
         return pictures.permute(0, 2, 3, 1).reshape(cells.shape)
 
 
-class FewQueryAttention(nn.Module):
+class FewQueryPooling(nn.Module):
     """Multi-head attention for queries that are far fewer than their keys: keys and values are never projected.
 
     With the query of a head taken into the space of the keys, `(W_k x)·q = x·(W_kᵀ q)`, and the values projected after
@@ -269,7 +269,7 @@ class GlobalSpatioTemporalAggregator(nn.Module):
         self.query = nn.Parameter(torch.zeros(1, hidden_size))
         self.query_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.key_norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.attention = FewQueryAttention(hidden_size, config.num_attention_heads, head_dim**-0.5, bias=True)
+        self.attention = FewQueryPooling(hidden_size, config.num_attention_heads, head_dim**-0.5, bias=True)
         self.mlp_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.mlp_in = nn.Linear(hidden_size, 4 * hidden_size)
         self.mlp_out = nn.Linear(4 * hidden_size, hidden_size)
@@ -293,7 +293,7 @@ class LocalSpatialDownsampling(nn.Module):
         self.query_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.key_norm = nn.LayerNorm(hidden_size, eps=eps)
         # The reference scales by the whole width, not by a head's.
-        self.attention = FewQueryAttention(hidden_size, config.num_attention_heads, hidden_size**-0.5, bias=False)
+        self.attention = FewQueryPooling(hidden_size, config.num_attention_heads, hidden_size**-0.5, bias=False)
 
     def forward(self, patches: torch.Tensor, windows: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`patches` (patches, D), `windows` (windows, 4) rows of it → tokens (windows, D), attention weights."""
@@ -312,7 +312,7 @@ class FrameSpatialAggregator(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(hidden_size))
         self.query_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.key_norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.attention = FewQueryAttention(hidden_size, config.num_attention_heads, hidden_size**-0.5, bias=False)
+        self.attention = FewQueryPooling(hidden_size, config.num_attention_heads, hidden_size**-0.5, bias=False)
 
     def forward(self, tokens: torch.Tensor, mask: torch.BoolTensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """`tokens` (frames, tokens, D), `mask` (frames, tokens) → f (frames, D) and the attention weights."""
