@@ -7,9 +7,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import AddedToken
 from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.video_utils import VideoInput
 
 from .video_processing_video_panda import VideoPandaVideoProcessor, list_videos
 
@@ -138,7 +139,12 @@ class VideoPandaProcessor(ProcessorMixin):
         video_processor = VideoPandaVideoProcessor(size={"longest_edge": image_size}, patch_size=patch_size, **kwargs)
         return cls(video_processor, tokenizer, chat_template=chat_template)
 
-    def __call__(self, text: str | list[str] | None = None, videos=None, **kwargs) -> BatchFeature:
+    def __call__(
+        self,
+        text: str | list[str] | None = None,
+        videos: VideoInput | None = None,
+        **kwargs: Unpack[ProcessingKwargs],
+    ) -> BatchFeature:
         """
         Args:
             text: a prompt or several, with one `<video>` for each of their videos.
@@ -171,8 +177,8 @@ class VideoPandaProcessor(ProcessorMixin):
         num_tokens, num_videos = sum(prompt.count(self.video_token) for prompt in text), len(videos or [])
         if num_tokens != num_videos:
             raise ValueError(
-                f"the text has {num_tokens} {self.video_token} and {num_videos} videos were given: "
-                f"every video needs one {self.video_token} at its place in the text"
+                f"The total number of {self.video_token} tokens in the prompts should be the same as the number of "
+                f"videos passed. Found total {num_tokens} {self.video_token} tokens and {num_videos} videos."
             )
 
     def _process_videos(self, videos, **kwargs):
@@ -185,17 +191,6 @@ class VideoPandaProcessor(ProcessorMixin):
         t, h, w = (int(n) for n in video_inputs["video_grid_thw"][video_idx])
         row = self.video_token * (w // merge_size) + self.row_token
         return (self.video_token + row * (h // merge_size)) * t + self.after_video
-
-    def _get_num_multimodal_tokens(self, video_sizes=None, **kwargs) -> MultiModalData:
-        """Placeholder tokens of videos of these sizes [(sampled frames, height, width), …], for serving engines."""
-        if video_sizes is None:
-            return MultiModalData()
-        videos_kwargs = self._merge_kwargs(self.valid_processor_kwargs, **kwargs)["videos_kwargs"]
-        merge_size = videos_kwargs.get("merge_size") or self.video_processor.merge_size
-        grids = [self.video_processor.get_video_grid(*size, videos_kwargs) for size in video_sizes]
-        return MultiModalData(
-            num_video_tokens=[t * (1 + h // merge_size * (w // merge_size + 1)) for t, h, w in grids]
-        )
 
     def apply_chat_template(
         self,

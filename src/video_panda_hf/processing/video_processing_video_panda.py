@@ -222,22 +222,15 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
         height, width = resized_size(*image.shape[-2:], size.longest_edge, factor)
         return super().resize(image, SizeDict(height=height, width=width), resample)
 
-    def get_num_of_video_patches(
-        self, num_frames: int, height: int, width: int, videos_kwargs: dict | None = None
-    ) -> int:
+    def get_num_of_video_patches(self, num_frames: int, height: int, width: int, videos_kwargs: dict | None = None):
         """Patches, i.e. rows of `pixel_values_videos`, of `num_frames` sampled frames of height × width pixels."""
-        t, h, w = self.get_video_grid(num_frames, height, width, videos_kwargs)
-        return t * h * w
-
-    def get_video_grid(self, num_frames: int, height: int, width: int, videos_kwargs: dict | None = None):
-        """The (T, h, w) that such a video has in `video_grid_thw`."""
         given = videos_kwargs or {}
         size = given.get("size") or self.size
         patch_size = given.get("patch_size") or self.patch_size
         factor = patch_size * (given.get("merge_size") or self.merge_size)
         if given.get("do_resize", self.do_resize):
             height, width = resized_size(height, width, size["longest_edge"], factor)
-        return num_frames, height // patch_size, width // patch_size
+        return num_frames * (height // patch_size) * (width // patch_size)
 
 
 # Sizes and frames: pure functions of numbers
