@@ -226,7 +226,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             tokenizer = AutoTokenizer.from_pretrained(
                 pretrained_model_name_or_path, **{key: kwargs[key] for key in hub_options if key in kwargs}
             )
-            tokenizer.add_special_tokens({"additional_special_tokens": ["<video>", "<row>"]})
+            tokenizer.add_tokens(["<video>", "<row>"], special_tokens=True)
             video_token_id, row_token_id = tokenizer.convert_tokens_to_ids(["<video>", "<row>"])
 
         text_model = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, **kwargs)
