@@ -1,4 +1,4 @@
-"""What the model promises beyond transformers' own tests: company, generation, starting from an LLM, dtypes, errors."""
+"""What the model promises beyond transformers' own tests: company, generation, loading, starting from an LLM."""
 
 import pytest
 import torch
@@ -105,11 +105,8 @@ class TestGeneration:
     def test_placeholders_are_never_generated(self, how):
         """Also where the model is all for them: its head is made to give them the highest score by far."""
         model = tiny_model()
-        with torch.no_grad():
-            model.lm_head.weight[[VIDEO, ROW]] = 0
-            model.lm_head.weight += model.lm_head.weight.mean()
-            head = model.lm_head.forward
-            model.lm_head.forward = lambda states: head(states).index_fill(-1, torch.tensor([VIDEO, ROW]), 1e3)
+        head = model.lm_head.forward
+        model.lm_head.forward = lambda states: head(states).index_fill(-1, torch.tensor([VIDEO, ROW]), 1e3)
         rows = 1 if "prompt_lookup_num_tokens" in how else 2
         batch = tiny_batch([[(4, 4, 8)], []][:rows])
         torch.manual_seed(0)
@@ -121,13 +118,7 @@ class TestGeneration:
         model, batch = tiny_model(), tiny_batch([[(4, 4, 8)], [(1, 4, 4)]])
         answers = [
             model.generate(**batch, max_new_tokens=6, do_sample=False, **options)
-            for options in (
-                {},
-                {"use_cache": False},
-                {"cache_implementation": "static"},
-                {"prompt_lookup_num_tokens": 2},
-            )
-            if "prompt_lookup_num_tokens" not in options
+            for options in ({}, {"use_cache": False}, {"cache_implementation": "static"})
         ]
         assert torch.equal(answers[0], answers[1]) and torch.equal(answers[0], answers[2])
 
@@ -186,7 +177,7 @@ class TestLoading:
         model.save_pretrained(tmp_path, max_shard_size="20KB")
         assert len(list(tmp_path.glob("*.safetensors"))) > 1
         loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, device_map="auto")
-        assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+        torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits, atol=1e-5, rtol=0)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     @torch.no_grad()
@@ -217,9 +208,9 @@ class TestLoading:
 
 
 class TestStartingFromALanguageModel:
-    @pytest.fixture(scope="class", params=TEXT_CONFIGS)
-    def folder(self, request, tmp_path_factory):
-        folder = tmp_path_factory.mktemp(request.param)
+    @pytest.fixture(params=TEXT_CONFIGS)
+    def folder(self, request, tmp_path):
+        folder = tmp_path / request.param
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(tiny_config(request.param).text_config).save_pretrained(folder)
         return folder
@@ -298,5 +289,5 @@ class TestErrors:
             tiny_model()(input_ids=torch.tensor([[5, 6]]), pixel_values_videos=torch.zeros(16, PATCH_DIM))
 
     def test_a_canvas_of_broken_windows(self):
-        with pytest.raises(ValueError, match="`image_size` .* must be a multiple of"):
+        with pytest.raises(ValueError, match=r"`image_size` .* must be a multiple of"):
             VideoPandaVisionConfig(image_size=450)

@@ -56,8 +56,8 @@ def placeholders(frames: int, rows: int, columns: int) -> list[int]:
 
 def tiny_batch(prompts: list[list[tuple[int, int, int]]], seed: int = 0) -> dict[str, torch.Tensor]:
     """
-    A left-padded batch: each prompt a list of grids (frames, rows, columns), its videos, among a few random words. What
-    a prompt holds depends on its own content alone, not on its company.
+    A left-padded batch: each prompt a list of grids (frames, rows, columns), its videos, among a few random words.
+    What a prompt holds depends on its own grids alone, not on its company.
     """
     ids, pixels, grids = [], [], []
     for grids_of_prompt in prompts:
