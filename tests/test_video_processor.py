@@ -1,0 +1,341 @@
+"""What `VideoPandaVideoProcessor` makes of videos: which frames, what size, which pixels, in what order."""
+
+import io
+import pickle
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoVideoProcessor
+from transformers.video_utils import VideoMetadata
+
+from video_panda_hf import VideoPandaVideoProcessor
+from video_panda_hf.processing.video_processing_video_panda import (
+    resized_size,
+    sample_frame_indices,
+    sample_frame_indices_by_rate,
+)
+
+
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
+
+
+@pytest.fixture(scope="module")
+def small():
+    return VideoPandaVideoProcessor(size={"longest_edge": 56})
+
+
+@pytest.fixture(scope="module")
+def video_file(tmp_path_factory):
+    """20 frames at 10 fps; frame n is grey of level 10·n."""
+    path = tmp_path_factory.mktemp("videos") / "levels.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for level in range(0, 200, 10):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def numbered(num_frames, height=28, width=28):
+    """(T, H, W, 3) uint8, frame n is grey of level 10·n."""
+    return np.broadcast_to(
+        np.arange(num_frames, dtype=np.uint8)[:, None, None, None] * 10, (num_frames, height, width, 3)
+    )
+
+
+def pixels(inputs, index=0, patch_size=14):
+    """The frames of one video, (T, H, W, 3) float 0..255, put together again from its patches."""
+    counts = inputs["video_grid_thw"].prod(-1).tolist()
+    t, h, w = inputs["video_grid_thw"][index].tolist()
+    patches = inputs["pixel_values_videos"].split(counts)[index]
+    patches = patches.reshape(t, h, w, 3, patch_size, patch_size).permute(0, 1, 4, 2, 5, 3)
+    return (patches.reshape(t, h * patch_size, w * patch_size, 3) * STD + MEAN) * 255
+
+
+def frame_numbers(inputs, index=0):
+    return (pixels(inputs, index).mean((1, 2, 3)) / 10).round().int().tolist()
+
+
+# Which frames
+
+
+@pytest.mark.parametrize(
+    ("num_frames_in_file", "rate", "num_frames", "expected"),
+    [
+        (132, 25, 8, [0, 18, 36, 54, 72, 90, 108, 126]),
+        (250, 25, 8, [0, 25, 50, 75, 125, 150, 175, 225]),
+        (120, 29.97, 8, [0, 17, 34, 51, 68, 85, 102, 119]),
+        (5, 25, 8, [0, 1, 2, 3, 4, 4, 4, 4]),
+        (8, 25, 8, list(range(8))),
+        (250, 25, 1, [0]),
+        (1, 25, 4, [0, 0, 0, 0]),
+        (100, 0.4, 4, [0, 33, 66, 99]),
+        (17, None, 4, [0, 5, 10, 16]),
+    ],
+)
+def test_frames_are_sampled_as_in_training(num_frames_in_file, rate, num_frames, expected):
+    assert sample_frame_indices(num_frames_in_file, rate, num_frames).tolist() == expected
+
+
+def test_sampling_by_rate_keeps_the_rate_then_the_limit():
+    assert sample_frame_indices_by_rate(40, 10.0, 2.0, None, 4).tolist() == [0, 5, 10, 15, 20, 25, 30, 35]
+    assert sample_frame_indices_by_rate(30, 10.0, 2.0, None, 4).tolist() == [0, 5, 10, 15, 20, 25, 25, 25]
+    assert sample_frame_indices_by_rate(40, 10.0, 2.0, 4, 4).tolist() == [0, 13, 26, 39]
+    assert sample_frame_indices_by_rate(3, 10.0, 2.0, None, 4).tolist() == [0, 0, 0, 0]
+    assert sample_frame_indices_by_rate(4, 10.0, 20.0, None, 4).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_file_is_sampled_by_its_own_rate(small, video_file):
+    assert frame_numbers(small(str(video_file))) == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert frame_numbers(small(str(video_file), fps=5, max_frames=12)) == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 18, 18]
+    assert frame_numbers(small(str(video_file), do_sample_frames=False)) == list(range(20))
+
+
+def test_arrays_and_frame_lists_are_sampled_evenly_unless_their_rate_is_known(small):
+    video = numbered(20)
+    evenly = [0, 2, 5, 8, 10, 13, 16, 19]
+    assert frame_numbers(small(video)) == evenly
+    assert frame_numbers(small(torch.from_numpy(video.copy()))) == evenly
+    assert frame_numbers(small([Image.fromarray(frame) for frame in video])) == evenly
+    metadata = VideoMetadata(total_num_frames=20, fps=10)
+    assert frame_numbers(small(video, video_metadata=metadata)) == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert frame_numbers(small(video, video_metadata={"total_num_frames": 20, "fps": 10}, fps=2)) == [0, 5, 10, 15]
+
+
+def test_a_short_video_repeats_its_last_frame(small):
+    assert frame_numbers(small(numbered(3))) == [0, 1, 2, 2, 2, 2, 2, 2]
+    assert frame_numbers(small(numbered(3), num_frames=4)) == [0, 1, 2, 2]
+
+
+def test_a_picture_is_an_image_of_one_frame(small, tmp_path):
+    picture = Image.new("RGB", (40, 20))
+    picture.save(tmp_path / "picture.png")
+    for given in [picture, [picture], np.array(picture), np.array(picture)[None], str(tmp_path / "picture.png")]:
+        assert small(given)["video_grid_thw"].tolist() == [[1, 2, 4]]
+
+
+def test_picture_files_are_the_frames_of_one_video_and_taken_as_they_are(small, tmp_path):
+    names = [str(tmp_path / f"{n}.png") for n in range(12)]
+    for name, frame in zip(names, numbered(12), strict=True):
+        Image.fromarray(frame).save(name)
+    assert frame_numbers(small(names)) == list(range(12))
+    with pytest.raises(ValueError, match="Sampling frames from a list of images is not supported"):
+        small(names, do_sample_frames=True)
+    with pytest.raises(ValueError, match="video 0 of the call: .* multiple of 4 .* not 3"):
+        small(names[:3])
+
+
+def test_metadata_tells_which_frames_were_taken(small, video_file):
+    inputs = small([str(video_file), numbered(3)], num_frames=4, return_metadata=True)
+    of_file, of_array = inputs["video_metadata"]
+    assert (of_file.total_num_frames, of_file.fps, list(of_file.frames_indices)) == (20, 10, [0, 6, 12, 18])
+    assert (of_array.total_num_frames, of_array.fps, list(of_array.frames_indices)) == (3, None, [0, 1, 2, 2])
+
+
+# What size and which pixels
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (720, 1280, (252, 448)),
+        (1280, 720, (448, 252)),
+        (480, 640, (336, 448)),
+        (100, 100, (448, 448)),
+        (300, 448, (308, 448)),
+        (308, 448, (308, 448)),
+        (1, 4000, (28, 448)),
+        (99, 1584, (28, 448)),  # 448·99/1584 is 28 exactly
+        (21 * 7, 48 * 7, (196, 448)),  # and here 196, where floats may say a little more
+    ],
+)
+def test_the_longer_side_fills_the_canvas_and_the_shorter_is_rounded_up(height, width, expected):
+    assert resized_size(height, width, longest_edge=448, factor=28) == expected
+
+
+def scene(height, width):
+    """A (height, width, 3) uint8 picture with edges, gradients and some noise."""
+    y, x = np.mgrid[:height, :width]
+    noise = np.random.default_rng(0).normal(0, 8, (height, width, 3))
+    waves = np.stack([np.sin(x / 7 + c) + np.cos(y / 5 - c) for c in range(3)], -1)
+    shapes = ((x // 23 + y // 17) % 2)[..., None] * 90
+    return np.clip(110 + 40 * waves + shapes - 45 + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "size", [(720, 1280), (97, 131), (333, 500), (500, 333), (31, 400), (448, 448), (20, 20), (853, 480)]
+)
+def test_pixels_are_those_of_pil_bicubic(size):
+    picture = scene(*size)
+    inputs = VideoPandaVideoProcessor()(picture)
+    height, width = resized_size(*size, 448, 28)
+    expected = np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC))
+    difference = (pixels(inputs)[0] - torch.from_numpy(expected)).abs()
+    assert (difference < 1.01).float().mean() >= 0.99
+
+
+def test_patches_are_ordered_frame_row_column_and_flattened_channel_y_x(small):
+    video = np.random.default_rng(0).integers(0, 256, (4, 28, 56, 3), dtype=np.uint8)
+    inputs = small(video, do_sample_frames=False)
+    assert inputs["video_grid_thw"].tolist() == [[4, 2, 4]]
+    frame, row, column, channel, y, x = 2, 1, 3, 1, 5, 11
+    value = inputs["pixel_values_videos"][(frame * 2 + row) * 4 + column, (channel * 14 + y) * 14 + x]
+    expected = (video[frame, row * 14 + y, column * 14 + x, channel] / 255 - MEAN[channel]) / STD[channel]
+    torch.testing.assert_close(value, expected.float())
+
+
+def test_each_video_is_as_it_would_be_alone(small, video_file):
+    videos = [numbered(8, 30, 50), str(video_file), numbered(5, 50, 30), numbered(8, 30, 50)[::-1]]
+    together = small(videos)
+    for index, video in enumerate(videos):
+        torch.testing.assert_close(pixels(together, index), pixels(small(video)))
+
+
+def test_rescaling_and_normalising_can_be_left_out(small):
+    video = numbered(4)
+    raw = small(video, do_sample_frames=False, do_rescale=False, do_normalize=False)["pixel_values_videos"]
+    assert raw.dtype == torch.float32 and raw.amax() == 30
+    assert small(video, do_sample_frames=False, do_normalize=False)["pixel_values_videos"].amax() == pytest.approx(
+        30 / 255
+    )
+
+
+def test_without_resizing_the_sides_must_hold_whole_tokens(small):
+    assert small(numbered(4, 28, 84), do_resize=False, num_frames=4)["video_grid_thw"].tolist() == [[4, 2, 6]]
+    with pytest.raises(ValueError, match=r"28×70 pixels: .* multiples of 28"):
+        small(numbered(4, 28, 70), do_resize=False)
+
+
+def test_the_helper_for_serving_counts_the_rows(small):
+    rows = len(small(numbered(8, 30, 50))["pixel_values_videos"])
+    assert small.get_num_of_video_patches(8, 30, 50) == rows
+    assert small.get_num_of_video_patches(8, 30, 50, {"size": {"longest_edge": 112}}) > rows
+
+
+# What a video may be
+
+
+def test_every_kind_of_video_gives_the_same_input(small, video_file):
+    path = str(video_file)
+    expected = small(path)
+    with open(path, "rb") as file:
+        data = file.read()
+    for given in [video_file, data, bytearray(data), io.BytesIO(data), open(path, "rb")]:
+        torch.testing.assert_close(small(given)["pixel_values_videos"], expected["pixel_values_videos"])
+
+
+def test_layouts_and_colours_of_arrays(small):
+    rgb = np.random.default_rng(0).integers(0, 256, (4, 28, 56, 3), dtype=np.uint8)
+    expected = small(rgb, num_frames=4)["pixel_values_videos"]
+    alpha = np.concatenate([rgb, np.full((4, 28, 56, 1), 7, np.uint8)], -1)
+    read_only = rgb.copy()
+    read_only.flags.writeable = False
+    same = [
+        rgb.transpose(0, 3, 1, 2),
+        torch.from_numpy(rgb),
+        torch.from_numpy(rgb).permute(0, 3, 1, 2),
+        rgb.astype(np.float64),
+        alpha,
+        alpha.transpose(0, 3, 1, 2),
+        list(rgb),
+        tuple(rgb),
+        [torch.from_numpy(frame) for frame in rgb],
+        [Image.fromarray(frame) for frame in rgb],
+        [Image.fromarray(frame, "RGBA") for frame in alpha],
+        [[Image.fromarray(frame) for frame in rgb]],
+        rgb[None],
+        read_only,
+        rgb[::-1][::-1],
+    ]
+    for given in same:
+        torch.testing.assert_close(small(given, num_frames=4)["pixel_values_videos"], expected)
+    scaled = small(rgb / np.float32(255), num_frames=4, do_rescale=False)["pixel_values_videos"]
+    torch.testing.assert_close(scaled, expected)
+
+    grey = rgb[..., :1]
+    expected = small(grey.repeat(3, -1), num_frames=4)["pixel_values_videos"]
+    for given in [
+        grey,
+        grey.transpose(0, 3, 1, 2),
+        list(grey[..., 0]),
+        [Image.fromarray(frame) for frame in grey[..., 0]],
+    ]:
+        torch.testing.assert_close(small(given, num_frames=4)["pixel_values_videos"], expected)
+
+
+def test_kinds_mix_in_one_call(small, video_file):
+    pil = [Image.fromarray(frame) for frame in numbered(8)]
+    inputs = small([str(video_file), numbered(8), pil, torch.zeros(4, 3, 28, 56, dtype=torch.uint8)])
+    assert inputs["video_grid_thw"].tolist() == [[8, 4, 4], [8, 4, 4], [8, 4, 4], [8, 2, 4]]
+    nested = small([[str(video_file), numbered(8)], [], [pil]])  # as a chat template gathers them
+    assert len(nested["video_grid_thw"]) == 3
+
+
+# Settings and errors
+
+
+def test_the_settings_given_last_decide_between_num_frames_and_fps(small, video_file):
+    by_rate = VideoPandaVideoProcessor(size={"longest_edge": 56}, fps=2)
+    assert by_rate.num_frames is None
+    assert len(frame_numbers(by_rate(str(video_file)))) == 4
+    assert len(frame_numbers(by_rate(str(video_file), num_frames=12))) == 12
+    assert len(frame_numbers(small(str(video_file), fps=2))) == 4
+
+
+@pytest.mark.parametrize("num_frames", [2, 6, 7])
+def test_a_number_of_frames_that_is_no_whole_number_of_clips_is_an_error(small, num_frames):
+    with pytest.raises(ValueError, match=f"not {num_frames}"):
+        small(numbered(20), num_frames=num_frames)
+    with pytest.raises(ValueError, match=f"not {num_frames}"):
+        small(numbered(num_frames), do_sample_frames=False)
+
+
+@pytest.mark.parametrize(
+    ("video", "kwargs", "message"),
+    [
+        (numbered(8), {"num_frames": 4, "fps": 1}, "mutually exclusive"),
+        (numbered(8), {"fps": 1}, "needs the video's own rate"),
+        (numbered(8), {"fps": 1, "max_frames": 6, "video_metadata": {"total_num_frames": 8, "fps": 1}}, "not 6"),
+        (numbered(8), {"video_metadata": {"total_num_frames": 9}}, "says 9 frames, the video has 8"),
+        (numbered(8), {"video_metadata": [{"total_num_frames": 8}] * 2}, "1 videos, but 2 entries"),
+        (numbered(8), {"size": {"longest_edge": 50}}, "50, is not a multiple of 28"),
+        (numbered(8), {"size": {"height": 28, "width": 28}}, "longest_edge"),
+        (numbered(8) / 255, {}, "do_rescale=False"),
+        (numbered(8).astype(np.int64), {}, "uint8 or floating point"),
+        ([numbered(1)[0], numbered(1, 30)[0]], {"do_sample_frames": False}, "differ in shape"),
+        (np.zeros((2, 8)), {}, "channel"),
+        (numbered(0), {}, "without frames"),
+        ([], {}, "no video"),
+        (3, {}, "not int"),
+        (b"no video at all", {}, ""),
+    ],
+)
+def test_what_cannot_be_done_is_an_error_that_says_why(small, video, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        small(video, **kwargs)
+
+
+def test_settings_survive_saving_and_pickling(tmp_path):
+    processor = VideoPandaVideoProcessor(size={"longest_edge": 112}, fps=2, max_frames=32, frames_per_clip=8)
+    processor.save_pretrained(tmp_path)
+    for loaded in [AutoVideoProcessor.from_pretrained(tmp_path), pickle.loads(pickle.dumps(processor))]:
+        assert type(loaded) is VideoPandaVideoProcessor
+        assert loaded.to_dict() == processor.to_dict()
+        assert (loaded.num_frames, loaded.fps, loaded.max_frames, loaded.frames_per_clip) == (None, 2, 32, 8)
+
+
+@pytest.mark.gpu
+def test_a_video_can_be_processed_on_the_gpu(small):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    video = scene(97, 131)[None].repeat(4, 0)
+    on_gpu = small(video, num_frames=4, device="cuda")
+    assert on_gpu["pixel_values_videos"].is_cuda
+    difference = (pixels(on_gpu.to("cpu")) - pixels(small(video, num_frames=4))).abs()
+    assert (difference < 1.01).float().mean() >= 0.99
