@@ -44,9 +44,8 @@ def video_file(tmp_path_factory):
 
 def numbered(num_frames, height=28, width=28):
     """(T, H, W, 3) uint8, frame n is grey of level 10·n."""
-    return np.broadcast_to(
-        np.arange(num_frames, dtype=np.uint8)[:, None, None, None] * 10, (num_frames, height, width, 3)
-    )
+    levels = np.arange(num_frames, dtype=np.uint8) * 10
+    return np.broadcast_to(levels[:, None, None, None], (num_frames, height, width, 3))
 
 
 def pixels(inputs, index=0, patch_size=14):
@@ -127,7 +126,7 @@ def test_picture_files_are_the_frames_of_one_video_and_taken_as_they_are(small, 
     assert frame_numbers(small(names)) == list(range(12))
     with pytest.raises(ValueError, match="Sampling frames from a list of images is not supported"):
         small(names, do_sample_frames=True)
-    with pytest.raises(ValueError, match="video 0 of the call: .* multiple of 4 .* not 3"):
+    with pytest.raises(ValueError, match=r"video 0 of the call: .* multiple of 4 .* not 3"):
         small(names[:3])
 
 
@@ -201,9 +200,8 @@ def test_rescaling_and_normalising_can_be_left_out(small):
     video = numbered(4)
     raw = small(video, do_sample_frames=False, do_rescale=False, do_normalize=False)["pixel_values_videos"]
     assert raw.dtype == torch.float32 and raw.amax() == 30
-    assert small(video, do_sample_frames=False, do_normalize=False)["pixel_values_videos"].amax() == pytest.approx(
-        30 / 255
-    )
+    scaled = small(video, do_sample_frames=False, do_normalize=False)["pixel_values_videos"]
+    assert scaled.amax() == pytest.approx(30 / 255)
 
 
 def test_without_resizing_the_sides_must_hold_whole_tokens(small):
@@ -309,11 +307,11 @@ def test_a_number_of_frames_that_is_no_whole_number_of_clips_is_an_error(small, 
         (numbered(8) / 255, {}, "do_rescale=False"),
         (numbered(8).astype(np.int64), {}, "uint8 or floating point"),
         ([numbered(1)[0], numbered(1, 30)[0]], {"do_sample_frames": False}, "differ in shape"),
-        (np.zeros((2, 8)), {}, "channel"),
+        (np.zeros((4, 2, 28, 56), np.uint8), {}, "channel"),
         (numbered(0), {}, "without frames"),
         ([], {}, "no video"),
         (3, {}, "not int"),
-        (b"no video at all", {}, ""),
+        (b"no video at all", {}, "video"),
     ],
 )
 def test_what_cannot_be_done_is_an_error_that_says_why(small, video, kwargs, message):

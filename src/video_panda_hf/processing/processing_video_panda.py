@@ -127,7 +127,7 @@ class VideoPandaProcessor(ProcessorMixin):
             tokenizer = copy.deepcopy(tokenizer_or_path)
         added = [AddedToken(token, special=True, normalized=False) for token in (VIDEO_TOKEN, ROW_TOKEN)]
         tokenizer.add_tokens(added, special_tokens=True)
-        tokenizer.padding_side = "left"
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # the latter is what is saved
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
                 raise ValueError("the tokenizer has neither a padding nor an end-of-sequence token: set `pad_token`")
