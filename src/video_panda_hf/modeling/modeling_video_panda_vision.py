@@ -299,7 +299,8 @@ class LocalSpatialDownsampling(nn.Module):
         """`patches` (patches, D), `windows` (windows, 4) rows of it → tokens (windows, D), attention weights."""
         patches = patches[windows]  # (windows, 4, D)
         mean = patches.mean(1)
-        attended, weights = self.attention(self.query_norm(mean), self.key_norm(patches))
+        patches = self.key_norm(patches)
+        attended, weights = self.attention(self.query_norm(mean), patches)
         return mean + attended, weights
 
 
@@ -316,7 +317,7 @@ class FrameSpatialAggregator(nn.Module):
 
     def forward(self, tokens: torch.Tensor, mask: torch.BoolTensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """`tokens` (frames, tokens, D), `mask` (frames, tokens) → f (frames, D) and the attention weights."""
-        query = self.query_norm(self.class_embedding[None])
+        query = self.query_norm(self.class_embedding)[None]
         attended, weights = self.attention(query, self.key_norm(tokens), mask)
         return self.class_embedding + attended, weights
 
