@@ -84,6 +84,7 @@ def test_several_videos_and_prompts_take_their_videos_in_order(chatml):
 def test_text_alone_is_only_tokenized(chatml):
     inputs = chatml(text="What is shown?")
     assert set(inputs) == {"input_ids", "attention_mask"}
+    assert chatml(text=["What is shown?"], videos=[[]]) == inputs
     assert inputs["input_ids"][0] == chatml.tokenizer("What is shown?")["input_ids"]
 
 

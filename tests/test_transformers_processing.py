@@ -21,7 +21,7 @@ processing = import_suite("test_processing_common")
 video_processing = import_suite("test_video_processing_common")
 
 CANVAS = 56
-COUNTS_PACKED_PATCHES = hasattr(processing.ProcessorTesterMixin, "video_sampling_expectations")  # since 5.2x
+COUNTS_PACKED_PATCHES = hasattr(processing.ProcessorTesterMixin, "video_sampling_expectations")
 stacked_videos_only = pytest.mark.skipif(
     not COUNTS_PACKED_PATCHES, reason="this version expects one row of pixel_values_videos for each video"
 )

@@ -161,7 +161,8 @@ class VideoPandaProcessor(ProcessorMixin):
                 "this model takes text and videos; give a picture as `videos`, it becomes a video of one frame"
             )
         _, text, _, _ = super().prepare_inputs_layout(text=text)
-        return None, text, None if videos is None else list_videos(videos), None
+        videos = None if videos is None else list_videos(videos) or None  # prompts may have no video among them
+        return None, text, videos, None
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
         if text is None and videos is None:
@@ -223,8 +224,8 @@ class VideoPandaProcessor(ProcessorMixin):
         if not (tokenize and return_dict and return_assistant_tokens_mask):
             return super().apply_chat_template(conversation, processor_kwargs=processor_kwargs, **arguments)
 
-        # transformers finds answers by their characters in the prompt. Before 5.2x it does not reckon with the videos'
-        # tokens, which shift them, so that this is done here for every version.
+        # transformers finds answers by their characters in the prompt. Version 5.16 does not reckon with the videos'
+        # tokens, which shift them, and later ones need the template's tags: hence one way here for all of them.
         if kwargs.get("continue_final_message"):
             raise ValueError("continue_final_message is not compatible with return_assistant_tokens_mask.")
         processor_kwargs |= {"return_offsets_mapping": True, "return_text_replacement_offsets": True}

@@ -196,22 +196,24 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
         return_tensors: str | TensorType | None = None,
         **kwargs,
     ) -> BatchFeature:
-        pixels, grids = [], []
+        patches, grids = [], []
         for index, frames in enumerate(videos):
             check_frame_count(len(frames), frames_per_clip, f"video {index} of the call")
             if do_rescale and frames.is_floating_point() and 0 < frames.max() <= 1:
                 raise ValueError("floating point frames of the range 0..1 are scaled already: pass `do_rescale=False`")
             if do_resize:
                 frames = self.resize(frames, size, resample, patch_size * merge_size)
-            patches, grid = patchify(frames, patch_size, merge_size)
-            # After the cut and not before, for the cut then moves bytes and not floats: per pixel it is the same.
-            patches = self.rescale_and_normalize(
-                patches, do_rescale, rescale_factor, do_normalize, image_mean, image_std
-            )
-            pixels.append(patches.flatten(1).to(torch.float32))
+            cut, grid = patchify(frames, patch_size, merge_size)
+            patches.append(cut)
             grids.append(grid)
-        data = {"pixel_values_videos": torch.cat(pixels) if len(pixels) > 1 else pixels[0]}
-        data["video_grid_thw"] = torch.tensor(grids, dtype=torch.int64)
+        # Scaled last, all at once: what is cut and put together before are bytes, a fourth of the floats.
+        pixels = self.rescale_and_normalize(
+            torch.cat(patches), do_rescale, rescale_factor, do_normalize, image_mean, image_std
+        )
+        data = {
+            "pixel_values_videos": pixels.flatten(1).to(torch.float32),
+            "video_grid_thw": torch.tensor(grids, dtype=torch.int64),
+        }
         return BatchFeature(data, tensor_type=return_tensors)
 
     def resize(self, image: torch.Tensor, size: SizeDict, resample=None, factor: int | None = None, **kwargs):
