@@ -71,28 +71,33 @@ class DecodeLimits:
     """Longest wait for a server's answer, in seconds."""
 
 
-class Deadline:
-    """The moment at which `DecodeLimits.max_seconds` are used up."""
+class Budget:
+    """The time, and for a URL the bytes, that reading one video may still take."""
 
-    def __init__(self, video: str, limits: DecodeLimits):
-        self.video = video
-        self.seconds = limits.max_seconds
-        self.end = None if limits.max_seconds is None else time.monotonic() + limits.max_seconds
+    def __init__(self, video: str, limits: DecodeLimits, is_url: bool):
+        self.video, self.limits = video, limits
+        self.start = time.monotonic()
+        self.bytes_left = limits.max_url_bytes if is_url else None
 
-    def check(self) -> None:
-        """Raises `VideoLimitError` once the time is up."""
-        if self.end is not None and time.monotonic() > self.end:
-            raise VideoLimitError(
-                f"{self.video}: decoding was stopped after {self.seconds:g} s (`DecodeLimits.max_seconds`). "
-                "Ask for fewer frames, shorten the video, or raise the limit."
-            )
+    def spend(self, packet: av.Packet | None = None) -> None:
+        """Takes one packet's size off the budget.
+
+        Raises:
+            VideoLimitError: if the time or the bytes are used up.
+        """
+        seconds = time.monotonic() - self.start
+        check_limit(self.video, "the work in seconds", seconds, self.limits.max_seconds, "max_seconds")
+        if self.bytes_left is not None and packet is not None:
+            self.bytes_left -= packet.size
+            read = self.limits.max_url_bytes - self.bytes_left
+            check_limit(self.video, "what was read in bytes", read, self.limits.max_url_bytes, "max_url_bytes")
 
 
 def check_limit(video: str, what: str, found: float, limit: float | None, name: str) -> None:
     """Raises `VideoLimitError` if `found` is above `limit`, the field `name` of `DecodeLimits`."""
     if limit is not None and found > limit:
         raise VideoLimitError(
-            f"{video}: {what} is {found:g}, above the limit of {limit:g}. "
+            f"{video}: {what} would be {found:.10g}, above the limit of {limit:.10g}. "
             f"If you trust the video, pass `limits=DecodeLimits({name}=...)`."
         )
 

@@ -1,99 +1,164 @@
 """Which frames a video has, when each is shown, and where decoding must start to get it."""
 
+from array import array
 from dataclasses import dataclass
 
+import av
 import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from .decoding_errors import Deadline
+from .decoding_errors import Budget
+
 
 # Containers in which every packet carries the presentation time of the one frame it holds.
-_TIMED_CONTAINERS = {
-    "mov",
-    "mp4",
-    "matroska",
-    "webm",
-    "mpegts",
-    "flv",
-    "asf",
-    "ivf",
-    "gif",
-    "apng",
-    "nut",
-    "mxf",
-    "ogg",
-}
-# Codecs that may spread one frame over packets, or hide frames that are decoded and never shown.
-_UNTIMED_CODECS = {"theora"}
+_TIMED_CONTAINERS = {"mov", "matroska", "mpegts", "flv", "asf", "ivf", "gif", "nut", "ogg"}
+# Codecs that code each field of an interlaced picture in a packet of its own, if the encoder likes.
+_FIELD_CODECS = {"h264", "hevc", "vc1"}
+_NOT_CODED_VOP = 8  # bytes; a smaller MPEG-4 packet says "nothing here" (vop_coded = 0) and gives no frame
+_PROGRESSIVE = (0, 1)  # AVFieldOrder unknown and progressive
+_UNKNOWN, _NEVER = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 
 @dataclass
 class FrameIndex:
-    """The packets of a video stream, which hold one frame each. N frames are shown, some packets may not be.
+    """P packets of a video stream in the order of decoding, G groups of them, N frames that they show.
 
-    * `packet_pts`, `packet_dts` (packets,): presentation and decoding times of the packets, in the stream's time base,
-      in the order of decoding.
-    * `packets` (N,): the packet of frame n, in the order of presentation.
-    * `starts` (N,): the key packet at which decoding must start for frame n. It is the last one before `packets[n]`
-      that is not shown after n: frames that follow a key frame in the file but are shown before it (open GOP) may
-      refer to frames before the key frame.
+    A group is a key packet and all packets up to the next. Whatever was decoded before a group is shown before it, so
+    the frames of a group have consecutive numbers.
+
+    * `pts`, `dts` (P,): the packets' presentation and decoding times, in ticks of the stream's time base like all
+      times here. The presentation times of an mp4 file are `_UNKNOWN` until the packets of their group are read.
+    * `shown` (P,) bool: whether the packet's frame is presented (an edit list can cut it off).
+    * `keys` (G,): each group's first packet.
+    * `first_numbers` (G + 1,): the number of each group's first frame; the last entry is N.
+    * `duration`: from the first frame's start to the last frame's end.
     """
 
-    packet_pts: np.ndarray
-    packet_dts: np.ndarray
-    packets: np.ndarray
-    starts: np.ndarray
-    end: int
+    pts: np.ndarray
+    dts: np.ndarray
+    shown: np.ndarray
+    keys: np.ndarray
+    first_numbers: np.ndarray
+    duration: int
+
+    @classmethod
+    def of(cls, pts, dts, is_key, shown, duration: int) -> "FrameIndex":
+        keys = np.flatnonzero(is_key)
+        numbers = np.concatenate([[0], np.cumsum(shown)])
+        return cls(pts, dts, shown, keys, numbers[np.append(keys, len(shown))], duration)
 
     def __len__(self) -> int:
-        return len(self.packets)
+        return int(self.first_numbers[-1])
 
     @property
-    def times(self) -> np.ndarray:
-        """(N,) int64: when each frame is shown, in the stream's time base."""
-        return self.packet_pts[self.packets]
+    def times(self) -> np.ndarray | None:
+        """(N,) when each frame is shown, counted from the first; `None` while there are groups that were not read."""
+        times = np.sort(self.pts[self.shown])
+        return times - times[0] if times[0] != _UNKNOWN else None
+
+    def group(self, number: int) -> int:
+        """The group that frame `number` belongs to."""
+        return int(np.searchsorted(self.first_numbers, number, side="right")) - 1
+
+    def packets_of(self, group: int) -> slice:
+        last = self.keys[group + 1] if group + 1 < len(self.keys) else len(self.pts)
+        return slice(int(self.keys[group]), int(last))
+
+    def is_read(self, group: int) -> bool:
+        """Whether the presentation times of the group's packets are known."""
+        return self.pts[self.keys[group]] != _UNKNOWN
+
+    def set_times(self, group: int, times: list[int]) -> None:
+        """Tells the presentation times of a group's packets; too few if the file ends within the group."""
+        packets = self.packets_of(group)
+        self.pts[packets] = times + [_NEVER] * (packets.stop - packets.start - len(times))
+
+    def locate(self, number: int) -> tuple[int, int, int]:
+        """(group to start decoding at, packet, presentation time) of frame `number`, whose group must be read.
+
+        A frame shown before the key frame that it follows in the file (open GOP) may refer to the group before.
+        """
+        group = self.group(number)
+        packets = self.packets_of(group)
+        shown = np.flatnonzero(self.shown[packets]) + packets.start
+        packet = shown[np.argsort(self.pts[shown], kind="stable")[number - self.first_numbers[group]]]
+        pts = self.pts[packet]
+        is_leading = pts < self.pts[self.keys[group]]
+        return max(0, group - int(is_leading)), int(packet), int(pts)
 
 
-def index_frames(container: InputContainer, stream: VideoStream, deadline: Deadline) -> FrameIndex | None:
-    """Reads the packets' headers; `None` if they do not tell which frames are shown, so that only decoding can."""
-    names = set(container.format.name.split(","))
-    if not names & _TIMED_CONTAINERS or stream.codec_context.name in _UNTIMED_CODECS:
+def index_frames(container: InputContainer, stream: VideoStream, budget: Budget, all_times: bool) -> FrameIndex | None:
+    """The frames of a video, found without decoding; `None` if only decoding can tell.
+
+    An mp4 or mov file lists its packets in its header. In other files, or for `all_times`, every packet is read.
+    """
+    if not _packets_tell_frames(container, stream):
         return None
-    pts, dts, is_key, is_shown, end = [], [], [], [], 0
-    for packet in container.demux(stream):
-        deadline.check()
-        if packet.size == 0 and packet.dts is None:  # the flush packet after the last
-            break
-        if packet.pts is None:
+    index = None if all_times else _index_from_header(container, stream)
+    return index or _index_from_packets(container, stream, budget)
+
+
+def _packets_tell_frames(container: InputContainer, stream: VideoStream) -> bool:
+    codec = stream.codec_context
+    if codec.name in _FIELD_CODECS and codec.field_order not in _PROGRESSIVE:
+        return False
+    formats = set(container.format.name.split(","))
+    return bool(formats & _TIMED_CONTAINERS) or ("avi" in formats and codec.codec.intra_only)
+
+
+def _index_from_header(container: InputContainer, stream: VideoStream) -> FrameIndex | None:
+    """The index of an mp4 or mov file, which knows all but the presentation times."""
+    if "mov" not in container.format.name or not stream.frames or stream.codec_context.name == "mpeg4":
+        return None
+    dts, is_key, shown = array("q"), bytearray(), bytearray()
+    for entry in stream.index_entries:
+        if not entry.size:  # gives no packet
             return None
-        pts.append(packet.pts)
-        dts.append(packet.dts if packet.dts is not None else packet.pts)
-        is_key.append(packet.is_keyframe)
-        is_shown.append(not packet.is_discard and not _is_hidden(packet, stream))
-        end = max(end, packet.pts + (packet.duration or 0))
-    pts, dts, is_key, is_shown = (np.array(values) for values in (pts, dts, is_key, is_shown))
-    if len(np.unique(pts[is_shown])) < is_shown.sum():
+        dts.append(entry.timestamp)
+        is_key.append(entry.is_keyframe)
+        shown.append(not entry.is_discard)
+    dts, is_key, shown = np.array(dts), np.array(is_key, dtype=bool), np.array(shown, dtype=bool)
+    if len(dts) < 2 or not is_key[0] or not shown.any() or (np.diff(dts) <= 0).any():
         return None
-    packets = np.flatnonzero(is_shown)
-    packets = packets[np.argsort(pts[packets], kind="stable")]
-    return FrameIndex(pts, dts, packets, _starts(pts, is_key, packets), end)
+    duration = dts[-1] - dts[shown][0] + (dts[-1] - dts[-2])
+    if stream.duration is None or abs(stream.duration - duration) > max(0.05 * duration, 1 / stream.time_base):
+        return None  # more packets follow in fragments, or the header is not to be trusted
+    return FrameIndex.of(np.full(len(dts), _UNKNOWN), dts, is_key, shown, int(duration))
 
 
-def _is_hidden(packet, stream: VideoStream) -> bool:
+def _index_from_packets(container: InputContainer, stream: VideoStream, budget: Budget) -> FrameIndex | None:
+    is_mpeg4, is_vp8 = (stream.codec_context.name == name for name in ("mpeg4", "vp8"))
+    pts, dts, is_key, shown, end = array("q"), array("q"), bytearray(), bytearray(), _UNKNOWN
+    for packet in container.demux(stream):
+        budget.spend(packet)
+        if packet.size == 0:  # a dropped frame, or the end
+            continue
+        if packet.pts is None or (is_mpeg4 and packet.size < _NOT_CODED_VOP):
+            return None
+        if not is_key and not packet.is_keyframe:  # cut from a longer video: nothing to start decoding at
+            continue
+        pts.append(packet.pts)
+        dts.append(packet.pts if packet.dts is None else packet.dts)
+        is_key.append(packet.is_keyframe)
+        shown.append(not packet.is_discard and not (is_vp8 and _is_hidden(packet)))
+        if shown[-1]:
+            end = max(end, packet.pts + (packet.duration or 0))
+    pts, dts = np.array(pts), np.array(dts)
+    is_key, shown = np.array(is_key, dtype=bool), np.array(shown, dtype=bool)
+    if not shown.any() or len(np.unique(pts[shown])) < shown.sum():
+        return None
+    is_key &= _begins_a_group(pts, is_key)
+    return FrameIndex.of(pts, dts, is_key, shown, int(end - pts[shown].min()))
+
+
+def _is_hidden(packet: av.Packet) -> bool:
     """Whether a VP8 packet holds a frame that is only referred to, never shown (RFC 6386 9.1: bit 4 of byte 0)."""
-    return stream.codec_context.name in ("vp8", "libvpx") and packet.size > 0 and not memoryview(packet)[0] >> 4 & 1
+    return not memoryview(packet)[0] >> 4 & 1
 
 
-def _starts(pts: np.ndarray, is_key: np.ndarray, packets: np.ndarray) -> np.ndarray:
-    keys = np.flatnonzero(is_key)
-    starts = np.zeros(len(packets), dtype=np.int64)
-    if not len(keys):
-        return starts
-    chosen = np.searchsorted(keys, packets, side="right") - 1
-    for _ in range(len(keys)):
-        shown_later = (chosen >= 0) & (pts[keys[chosen]] > pts[packets])
-        if not shown_later.any():
-            break
-        chosen[shown_later] -= 1
-    return np.where(chosen >= 0, keys[chosen], 0)
+def _begins_a_group(pts: np.ndarray, is_key: np.ndarray) -> np.ndarray:
+    """(P,) bool: whether all packets from here on are shown after all packets before, leaving out the end of a run."""
+    latest_before = np.concatenate([[_UNKNOWN], np.maximum.accumulate(pts)[:-1]])
+    earliest_after = np.minimum.accumulate(pts[::-1])[::-1]
+    return latest_before < earliest_after

@@ -8,6 +8,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
+
 # AVColorSpace (ITU-T H.273 table 4) to the coefficients that swscale knows.
 _COLORSPACES = {
     1: Colorspace.ITU709,

@@ -24,6 +24,7 @@ from .decoding_errors import (
     errors_of,
 )
 
+
 VideoSource = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
 
 # FFmpeg also reads playlists, scripts and devices, which name other files and servers; a video needs none.
