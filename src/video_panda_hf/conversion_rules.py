@@ -5,7 +5,7 @@ The reference release keeps STAB under `video_tower` and the projector under `vi
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -21,26 +21,31 @@ def plain(target: str) -> Callable:
     return lambda tensor: {target: tensor}
 
 
-def flat(target: str) -> Callable:
+def row(target: str) -> Callable:
     """A (1, 1, D) parameter as (1, D)."""
-    return lambda tensor: {target: tensor.flatten(0, -2)}
+    return lambda tensor: {target: without_axes(tensor, 3, (0, 1))[None]}
 
 
-def linear(target: str) -> Callable:
-    """A convolution whose kernel covers its input, (out, in, …), as the linear map it is: (out, in · …)."""
+def patch(target: str) -> Callable:
+    """A convolution (D, channels, p, p) whose kernel covers its input, as the linear map it is: (D, channels · p²)."""
     return lambda tensor: {target: tensor.flatten(1)}
+
+
+def pointwise(target: str) -> Callable:
+    """A 1×1×1 convolution as the linear map it is: (out, in)."""
+    return lambda tensor: {target: without_axes(tensor, 5, (2, 3, 4))}
 
 
 def temporal(target: str) -> Callable:
     """A (channels, 1, 3, 1, 1) kernel over time, without its last axis."""
-    return lambda tensor: {target: tensor.squeeze(-1)}
+    return lambda tensor: {target: without_axes(tensor, 5, (4,))}
 
 
 def key_value(target: str) -> Callable:
     """Keys and values stacked on the first axis."""
 
     def split(tensor):
-        key, value = tensor.chunk(2)
+        key, value = parts(tensor, 2)
         return {f"{target}.key_weight": key, f"{target}.value_weight": value}
 
     return split
@@ -48,7 +53,7 @@ def key_value(target: str) -> Callable:
 
 def query_key_value_weight(target: str) -> Callable:
     def split(tensor):
-        query, key, value = tensor.chunk(3)
+        query, key, value = parts(tensor, 3)
         return {f"{target}.query.weight": query, f"{target}.key_weight": key, f"{target}.value_weight": value}
 
     return split
@@ -58,24 +63,36 @@ def query_key_value_bias(target: str) -> Callable:
     """The keys' bias shifts all scores of a query alike: softmax takes it out again, so it has no place to go."""
 
     def split(tensor):
-        query, _, value = tensor.chunk(3)
+        query, _, value = parts(tensor, 3)
         return {f"{target}.query.bias": query, f"{target}.value_bias": value}
 
     return split
 
 
+def without_axes(tensor: torch.Tensor, ndim: int, axes: tuple[int, ...]) -> torch.Tensor:
+    if tensor.ndim != ndim or any(tensor.shape[axis] != 1 for axis in axes):
+        raise ValueError(f"{ndim} axes are expected, of length 1 at {list(axes)}")
+    return tensor.squeeze(axes)
+
+
+def parts(tensor: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+    if tensor.ndim == 0 or tensor.shape[0] % count:
+        raise ValueError(f"the first axis stacks {count} tensors of one length")
+    return tensor.chunk(count)
+
+
 # Keys of STAB after `video_tower.` → what becomes of them.
 STAB_RULES = {
-    "patch_embedding.weight": linear(TOWER + "patch_embedding.weight"),
+    "patch_embedding.weight": patch(TOWER + "patch_embedding.weight"),
     **{
         f"lmhra1.pos_embed.0.{name}": plain(TOWER + f"lste.norm.{name}")
         for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     },
-    "lmhra1.pos_embed.1.weight": linear(TOWER + "lste.reduce.weight"),
+    "lmhra1.pos_embed.1.weight": pointwise(TOWER + "lste.reduce.weight"),
     "lmhra1.pos_embed.1.bias": plain(TOWER + "lste.reduce.bias"),
     "lmhra1.pos_embed.2.weight": temporal(TOWER + "lste.mix.weight"),
     "lmhra1.pos_embed.2.bias": plain(TOWER + "lste.mix.bias"),
-    "lmhra1.pos_embed.3.weight": linear(TOWER + "lste.expand.weight"),
+    "lmhra1.pos_embed.3.weight": pointwise(TOWER + "lste.expand.weight"),
     "lmhra1.pos_embed.3.bias": plain(TOWER + "lste.expand.bias"),
     **{
         f"lmhra2.pos_embed.{layer}.{name}": DROP  # built by the reference, never used
@@ -84,7 +101,7 @@ STAB_RULES = {
     },
     "dpe.weight": plain(TOWER + "dpe.weight"),
     "dpe.bias": plain(TOWER + "dpe.bias"),
-    "temporal_cls_token": flat(TOWER + "gstra.query"),
+    "temporal_cls_token": row(TOWER + "gstra.query"),
     "dec.attn.in_proj_weight": query_key_value_weight(TOWER + "gstra.attention"),
     "dec.attn.in_proj_bias": query_key_value_bias(TOWER + "gstra.attention"),
     "dec.attn.out_proj.weight": plain(TOWER + "gstra.attention.output.weight"),
@@ -129,42 +146,53 @@ PROJECTOR_RULES = {
     for name in ("weight", "bias")
 }
 
+STAB_AND_PROJECTOR_RULES = {
+    **{f"model.video_tower.{name}": rule for name, rule in STAB_RULES.items()},
+    **{f"model.video_projector.{name}": rule for name, rule in PROJECTOR_RULES.items()},
+}
+
 # The language model and what is dropped, as (pattern of the whole key, what becomes of it).
 LANGUAGE_MODEL = re.compile(r"model\.((?:embed_tokens|layers|norm)\..+)")
 ROTARY_BUFFER = re.compile(r"model\.layers\.\d+\..*rotary_emb\.inv_freq|model\.rotary_emb\.inv_freq")
 TEACHER = re.compile(
     r"model\.(?:video_teacher|vision_teacher)\..+"
     r"|model\.(?:video_tower_compressor|vision_tower_compressor)\..*teacher_layer.*"
-    r"|model\.vision_tower(?:_compressor)?\..*clip.*"
+    r"|model\.vision_(?=.*clip).+"  # EVE's: `vision_clip`, and what of it hangs in `vision_tower_compressor`
 )
 DISTILLATION_HEAD = re.compile(
     r"model\.(?:video_tower_compressor|vision_tower_compressor)\."
     r"(?:norm_layer\.\d+\.[01]\.(?:weight|bias)|(?:input_layer|output_layer)\.(?:weight|bias))"
 )
 
+# What EVE-7B has no counterpart of: everything in time, and the fusion.
+NOT_IN_EVE = re.compile(r"model\.video_tower\.(?:(?:lmhra1|dpe|dec|proj)\..+|temporal_cls_token|balance)")
 
-def convert_tensor(key: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+
+def find_rule(key: str) -> Callable | None:
     """
-    One tensor of a reference checkpoint as the tensors of this model that it holds; an empty dict for one to drop.
+    The rule for a key of a reference checkpoint: a function from its tensor to `{name in this model: tensor}`, whose
+    tensors are views, or `DROP`. The function raises `ValueError` for a tensor of another form.
 
     Raises:
         KeyError: if no rule names the key.
     """
-    if ROTARY_BUFFER.fullmatch(key) or TEACHER.fullmatch(key) or DISTILLATION_HEAD.fullmatch(key):
-        return {}
+    if any(pattern.fullmatch(key) for pattern in (ROTARY_BUFFER, TEACHER, DISTILLATION_HEAD)):
+        return DROP
     if key == "lm_head.weight":
-        return {key: tensor}
+        return plain(key)
     if match := LANGUAGE_MODEL.fullmatch(key):
-        return {f"model.language_model.{match[1]}": tensor}
-    _, _, rest = key.partition("model.")
-    part, _, name = rest.partition(".")
-    rules = {
-        "video_tower": STAB_RULES,
-        "vision_tower": STAB_RULES,
-        "video_projector": PROJECTOR_RULES,
-        "mm_projector": PROJECTOR_RULES,
-    }.get(part, {})
-    if not key.startswith("model.") or name not in rules:
-        raise KeyError(key)
-    rule = rules[name]
-    return {} if rule is DROP else rule(tensor)
+        return plain(f"model.language_model.{match[1]}")
+    return STAB_AND_PROJECTOR_RULES[canonical_key(key)]
+
+
+def canonical_key(key: str) -> str:
+    """The one name of a tensor that the release keeps under two: `video_tower` for `vision_tower`, and so on."""
+    key = re.sub(r"^model\.vision_tower\.", "model.video_tower.", key)
+    return re.sub(r"^model\.mm_projector\.", "model.video_projector.", key)
+
+
+def required_keys(names: Iterable[str]) -> set[str]:
+    """The canonical keys that a checkpoint must have to fill the model whose tensors have these names."""
+    text = {re.sub(r"^model\.language_model\.", "model.", name) for name in names if "language_model." in name}
+    head = {name for name in names if name == "lm_head.weight"}
+    return text | head | {key for key, rule in STAB_AND_PROJECTOR_RULES.items() if rule is not DROP}

@@ -1,0 +1,249 @@
+"""The files of a checkpoint: read without loading them, whatever their format; written as safetensors, bit by bit.
+
+Memory does not grow with the checkpoint: tensors are mapped from their files, and read, converted and written one
+chunk after the other.
+"""
+
+import json
+import math
+import pickle
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+
+CHUNK_ELEMENTS = 2**20
+MAPPED_BYTES = 2**26  # read from a file before it is mapped anew
+
+# What a safetensors header calls the types of tensors that a checkpoint may have.
+SAFETENSORS_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+}
+
+
+class ConversionError(ValueError):
+    """A checkpoint that cannot be converted. The message names the file or the tensor; the target is untouched."""
+
+
+class Reader:
+    """Keeps the file that was read last mapped. Now and then maps it anew, which gives the pages read back."""
+
+    def __init__(self):
+        self.file, self.tensors, self.bytes_read = None, {}, 0
+
+    def read(self, file: Path, key: str) -> torch.Tensor:
+        if file != self.file or self.bytes_read > MAPPED_BYTES:
+            self.tensors = {}  # before the next are mapped
+            self.file, self.tensors, self.bytes_read = file, read_tensors(file), 0
+        return self.tensors[key]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file of the source, by its key."""
+
+    key: str
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    reader: Reader
+
+    def chunks(self, view: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor) -> Iterator[torch.Tensor]:
+        """`view` of the tensor, some rows at a time, as (rows, everything else)."""
+        start, rows = 0, 1
+        while start < rows:
+            tensor = view(self.reader.read(self.file, self.key))
+            tensor = tensor.reshape(tensor.shape[0] if tensor.ndim else 1, -1)
+            rows, step = len(tensor), max(1, CHUNK_ELEMENTS // tensor.shape[1])
+            chunk = tensor[start : start + step]
+            self.reader.bytes_read += chunk.nbytes
+            yield chunk
+            start += step
+
+    def __str__(self) -> str:
+        return f"`{self.key}` in {self.file.name}"
+
+
+def list_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """
+    All tensors of the checkpoint in a folder, by key: safetensors or `pytorch_model*.bin`, with or without an index.
+
+    Raises:
+        ConversionError: for no, missing, damaged or unsafe files, a key that is there twice, an index that is wrong.
+    """
+    files, places = find_files(folder)
+    stored, reader = {}, Reader()
+    for file in files:
+        for key, tensor in read_tensors(file).items():
+            if key in stored:
+                raise ConversionError(f"`{key}` is in two files, {stored[key].file.name} and {file.name}.")
+            if places is not None and places.get(key) != file.name:
+                raise ConversionError(f"{file.name} holds `{key}`, but the index does not say so.")
+            stored[key] = StoredTensor(key, file, tuple(tensor.shape), tensor.dtype, reader)
+    if lost := [key for key in places or () if key not in stored]:
+        raise ConversionError(f"The index places {name_some(lost)} in {places[lost[0]]}, which does not hold it.")
+    return stored
+
+
+def find_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The files with weights, and the name of the file that each key is in according to the index, if there is one."""
+    for index_name, pattern in (
+        ("model.safetensors.index.json", "model*.safetensors"),
+        ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
+    ):
+        if (folder / index_name).is_file():
+            places = read_index(folder / index_name)
+            files = [folder / name for name in sorted(set(places.values()))]
+        else:
+            places = None
+            files = sorted(folder.glob(pattern))
+            files += [folder / name for name in missing_shards([file.name for file in files])]
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise ConversionError(f"{folder} lacks a part of its weights: {name_some(missing)}.")
+        if files:
+            return files, places
+    raise ConversionError(f"{folder} has no weights: neither `pytorch_model*.bin` nor `model*.safetensors`.")
+
+
+def read_index(file: Path) -> dict[str, str]:
+    """The `weight_map` of an index. Only names of files beside it are accepted, so that it can lead nowhere else."""
+    places = read_json(file).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ConversionError(f"{file.name} is no index: it has no `weight_map` from keys to names of files.")
+    for name in places.values():
+        if not re.fullmatch(r"[^/\\:\0]+\.(?:bin|safetensors)", name):
+            raise ConversionError(f"{file.name} names {name!r}, which is no weights file in its own folder.")
+    return places
+
+
+def missing_shards(names: list[str]) -> list[str]:
+    """What `…-00001-of-00003.bin` says there must be and is not."""
+    expected = set()
+    for name in names:
+        if match := re.fullmatch(r"(.*-)(\d{5})-of-(\d{5})(\..*)", name):
+            stem, _, count, suffix = match.groups()
+            expected |= {f"{stem}{number:05d}-of-{count}{suffix}" for number in range(1, int(count) + 1)}
+    return sorted(expected - set(names))
+
+
+def read_json(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConversionError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"{file} should hold a JSON object.")
+    return content
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """
+    The tensors of a file, mapped into memory: their bytes are read when they are used.
+
+    Raises:
+        ConversionError: if the file is damaged, or a pickle of anything but a flat dictionary of tensors. Nothing
+            that such a pickle asks to call is called.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            tensors = safetensors.torch.load_file(file)
+        else:
+            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to load the file without this protection.
+        raise ConversionError(
+            f"{file.name} is refused: it is damaged, or a pickle of more than tensors, which may hold code. "
+            "Nothing of it was run."
+        ) from error
+    except Exception as error:  # whatever it is that a damaged file leads its reader to
+        reason = str(error).strip().splitlines()[:1]
+        raise ConversionError(f"{file.name} is damaged or no weights file: {' '.join(reason)}") from error
+    if not isinstance(tensors, dict):
+        raise ConversionError(f"{file.name} should hold a dictionary of tensors, not {type(tensors).__name__}.")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise ConversionError(f"{file.name} should hold tensors by name, but {name!r} is {type(tensor).__name__}.")
+        if tensor.layout != torch.strided or tensor.dtype not in SAFETENSORS_DTYPES:
+            raise ConversionError(
+                f"`{name}` in {file.name} is a {tensor.layout} tensor of {tensor.dtype}: only plain (not quantised) "
+                f"tensors of {', '.join(str(dtype) for dtype in SAFETENSORS_DTYPES)} can be converted."
+            )
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """A tensor to write; `chunks()` yields its values in order."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    chunks: Callable[[], Iterator[torch.Tensor]]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_tensors(folder: Path, tensors: list[OutputTensor], max_shard_size: int, written: Callable[[], None]):
+    """
+    Writes `model.safetensors`, or shards of at most `max_shard_size` bytes (or one tensor) with their index.
+
+    `written` is called after every tensor.
+    """
+    shards = [[]]
+    for tensor in tensors:
+        if shards[-1] and sum(other.num_bytes for other in shards[-1]) + tensor.num_bytes > max_shard_size:
+            shards.append([])
+        shards[-1].append(tensor)
+
+    if len(shards) == 1:
+        write_safetensors(folder / "model.safetensors", tensors, written)
+        return
+    places = {}
+    for number, shard in enumerate(shards, 1):
+        file = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(file, shard, written)
+        places |= {tensor.name: file.name for tensor in shard}
+    index = {"metadata": {"total_size": sum(tensor.num_bytes for tensor in tensors)}, "weight_map": places}
+    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def write_safetensors(file: Path, tensors: list[OutputTensor], written: Callable[[], None]):
+    """One file in the safetensors format: the length of the header, the header, the bytes of the tensors."""
+    tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)  # each then starts at a multiple of its items
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for tensor in tensors:
+        start, end = end, end + tensor.num_bytes
+        header[tensor.name] = {
+            "dtype": SAFETENSORS_DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with open(file, "wb") as opened:
+        opened.write(len(encoded).to_bytes(8, "little") + encoded)
+        for tensor in tensors:
+            for chunk in tensor.chunks():
+                chunk = chunk.to(tensor.dtype).reshape(-1).contiguous()
+                opened.write(memoryview(chunk.view(torch.uint8).numpy()))
+            written()
+        if opened.tell() != 8 + len(encoded) + end:
+            raise AssertionError(f"{file.name}: the tensors' chunks do not add up to their shapes")
+
+
+def name_some(names) -> str:
+    """Up to five names for a message."""
+    names = list(names)
+    shown = ", ".join(f"`{name}`" for name in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
