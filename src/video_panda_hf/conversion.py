@@ -72,7 +72,8 @@ def convert_checkpoint(
     all others, so that the scores of other tokens are those of the reference. What EVE-7B lacks of STAB gets its
     initial values, the same in every run. The distillation head and teachers are left out.
 
-    The folder appears at once, when all is written. Only some ten megabytes of a checkpoint are in memory at any time.
+    The folder appears at once, when all is written. A checkpoint of any size needs the same few hundred megabytes of
+    memory.
 
     Args:
         source: folder of the reference checkpoint: `config.json` and safetensors or `pytorch_model*.bin`.
