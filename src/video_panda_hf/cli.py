@@ -60,9 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     ask_parser.add_argument(
         "--max-new-tokens", type=int, default=256, metavar="N", help="longest answer, in tokens (default: 256)"
     )
-    ask_parser.add_argument(
-        "--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps … (default: a GPU if there is one)"
-    )
+    ask_parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
     ask_parser.add_argument(
         "--dtype", default="auto", help="float32, bfloat16, float16 or auto, the checkpoint's own (default: auto)"
     )

@@ -5,6 +5,7 @@ the device once, without waiting for it.
 """
 
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 import torch
 
@@ -54,7 +55,6 @@ class VideoLayout:
     clip_of_frame: torch.LongTensor  # (frames,): row of the groups' concatenated clips
     is_image: torch.BoolTensor | None  # (frames,): the frames that are videos of their own; None: there are none
     token_order: torch.LongTensor  # (tokens,): rows of [windows, contexts, ROW] that make up the sequences
-    background: torch.FloatTensor  # (1, channels · patch²): a patch of the canvas' background
     tokens_per_video: list[int]
     num_frames: int
 
@@ -65,59 +65,12 @@ class VideoLayout:
     @classmethod
     @torch.compiler.disable  # Shapes follow from these values: a compiled model is traced around them.
     def of(cls, pixel_values_videos, video_grid_thw, config: VideoPandaVisionConfig) -> "VideoLayout":
-        """Works out the layout on the CPU. Raises `ValueError` for grids that are impossible or do not fit."""
+        """The layout of these grids, on the CPU. Raises `ValueError` for grids that are impossible or do not fit."""
         grids = torch.as_tensor(video_grid_thw).cpu().long()
         check_grids(pixel_values_videos.shape, grids, config)
-        merge = config.spatial_merge_size
-        times, rows, columns = grids.unbind(1)
-
-        # Frames, and the patches and windows of each: `first_*` counts what the frames before it hold.
-        video_of_frame = torch.arange(len(grids)).repeat_interleave(times)
-        rows, columns = rows[video_of_frame], columns[video_of_frame]  # (frames,)
-        is_image = (times == 1)[video_of_frame]
-        patches = rows * columns
-        first_patch = patches.cumsum(0) - patches
-        window_rows, window_columns = rows // merge, columns // merge
-        tokens = window_rows * window_columns
-        first_window = tokens.cumsum(0) - tokens
-
-        # The patches of each window.
-        frame, position = enumerate_parts(tokens)
-        row, column = position // window_columns[frame], position % window_columns[frame]
-        corner = first_patch[frame] + merge * (row * columns[frame] + column)
-        offsets = torch.arange(merge)
-        windows = corner[:, None, None] + offsets[:, None] * columns[frame][:, None, None] + offsets
-
-        # The windows of each frame, as a rectangle with a mask where the frames differ.
-        frame_tokens = token_mask = None
-        if tokens.min() < tokens.max():
-            position = torch.arange(int(tokens.max()))
-            token_mask = position < tokens[:, None]
-            frame_tokens = torch.where(token_mask, first_window[:, None] + position, 0)
-
-        # The sequence of each frame: context, then the rows of its windows, ROW after every row.
-        num_frames, num_windows = len(tokens), int(tokens.sum())
-        lengths = 1 + window_rows * (window_columns + 1)
-        frame, position = enumerate_parts(lengths)
-        row, column = (position - 1) // (window_columns[frame] + 1), (position - 1) % (window_columns[frame] + 1)
-        token_order = first_window[frame] + row * window_columns[frame] + column
-        token_order = torch.where(column == window_columns[frame], num_windows + num_frames, token_order)
-        token_order = torch.where(position == 0, num_windows + frame, token_order)
-
-        groups, clip_of_frame = group_clips(rows, columns, first_patch, is_image, config)
-        lengths_of_videos = 1 + (grids[:, 1] // merge) * (grids[:, 2] // merge + 1)
-        return cls(
-            groups=groups,
-            windows=windows.flatten(1),
-            frame_tokens=frame_tokens,
-            token_mask=token_mask,
-            clip_of_frame=clip_of_frame,
-            is_image=is_image if bool(is_image.any()) else None,
-            token_order=token_order,
-            background=torch.tensor(config.background).repeat_interleave(config.patch_size**2)[None],
-            tokens_per_video=(times * lengths_of_videos).tolist(),
-            num_frames=num_frames,
-        )
+        side = config.image_size // config.patch_size if config.pad_to_square else None
+        grids = tuple(map(tuple, grids.tolist()))
+        return lay_out(grids, side, config.spatial_merge_size, config.frames_per_clip)
 
     def tokens_of_frames(self, windows: torch.Tensor) -> torch.Tensor:
         """LSD's tokens (windows, D) → (frames, longest, D)."""
@@ -125,6 +78,66 @@ class VideoLayout:
 
     def to(self, device) -> "VideoLayout":
         return move(self, device)
+
+
+@lru_cache(maxsize=32)  # the videos of one source are mostly alike, and this costs more host time than STAB's launches
+def lay_out(
+    grids: tuple[tuple[int, int, int], ...], side: int | None, merge: int, frames_per_clip: int
+) -> VideoLayout:
+    """
+    The layout of videos of these grids (frames, rows, columns). Not to be changed by who gets it: it is shared.
+
+    Args: the side of the canvas (`None`: no canvas) and of a window, in patches, and the frames of a clip.
+    """
+    grids = torch.tensor(grids)
+    times, rows, columns = grids.unbind(1)
+
+    # Frames, and the patches and windows of each: `first_*` counts what the frames before it hold.
+    video_of_frame = torch.arange(len(grids)).repeat_interleave(times)
+    rows, columns = rows[video_of_frame], columns[video_of_frame]  # (frames,)
+    is_image = (times == 1)[video_of_frame]
+    patches = rows * columns
+    first_patch = patches.cumsum(0) - patches
+    window_rows, window_columns = rows // merge, columns // merge
+    tokens = window_rows * window_columns
+    first_window = tokens.cumsum(0) - tokens
+
+    # The patches of each window.
+    frame, position = enumerate_parts(tokens)
+    row, column = position // window_columns[frame], position % window_columns[frame]
+    corner = first_patch[frame] + merge * (row * columns[frame] + column)
+    offsets = torch.arange(merge)
+    windows = corner[:, None, None] + offsets[:, None] * columns[frame][:, None, None] + offsets
+
+    # The windows of each frame, as a rectangle with a mask where the frames differ.
+    frame_tokens = token_mask = None
+    if tokens.min() < tokens.max():
+        position = torch.arange(int(tokens.max()))
+        token_mask = position < tokens[:, None]
+        frame_tokens = torch.where(token_mask, first_window[:, None] + position, 0)
+
+    # The sequence of each frame: context, then the rows of its windows, ROW after every row.
+    num_frames, num_windows = len(tokens), int(tokens.sum())
+    lengths = 1 + window_rows * (window_columns + 1)
+    frame, position = enumerate_parts(lengths)
+    row, column = (position - 1) // (window_columns[frame] + 1), (position - 1) % (window_columns[frame] + 1)
+    token_order = first_window[frame] + row * window_columns[frame] + column
+    token_order = torch.where(column == window_columns[frame], num_windows + num_frames, token_order)
+    token_order = torch.where(position == 0, num_windows + frame, token_order)
+
+    groups, clip_of_frame = group_clips(rows, columns, first_patch, is_image, side, merge, frames_per_clip)
+    tokens_per_frame = 1 + (grids[:, 1] // merge) * (grids[:, 2] // merge + 1)
+    return VideoLayout(
+        groups=groups,
+        windows=windows.flatten(1),
+        frame_tokens=frame_tokens,
+        token_mask=token_mask,
+        clip_of_frame=clip_of_frame,
+        is_image=is_image if bool(is_image.any()) else None,
+        token_order=token_order,
+        tokens_per_video=(times * tokens_per_frame).tolist(),
+        num_frames=num_frames,
+    )
 
 
 def check_grids(pixel_shape: torch.Size, grids: torch.LongTensor, config: VideoPandaVisionConfig) -> None:
@@ -175,16 +188,15 @@ def first(is_bad: torch.BoolTensor) -> int | None:
     return int(is_bad.int().argmax()) if bool(is_bad.any()) else None
 
 
-def group_clips(rows, columns, first_patch, is_image, config) -> tuple[list[ClipGroup], torch.LongTensor]:
+def group_clips(rows, columns, first_patch, is_image, side, merge, frames_per_clip):
     """
     Groups the clips by the grid they are computed on: the shared canvas, or each shape of its own without it.
 
-    Args: per frame, the grid, the first patch and whether it is an image.
+    Args: per frame, the grid, the first patch and whether it is an image; then as `lay_out`.
     Returns: the groups, and the clip of each frame among the groups' clips, one group after the other.
     """
-    side = config.image_size // config.patch_size
-    height = torch.full_like(rows, side) if config.pad_to_square else rows
-    width = torch.full_like(columns, side) if config.pad_to_square else columns
+    height = rows if side is None else torch.full_like(rows, side)
+    width = columns if side is None else torch.full_like(columns, side)
     grids = torch.stack([height, width], 1)
     shapes = grids[~is_image].unique(dim=0).tolist()
 
@@ -195,19 +207,18 @@ def group_clips(rows, columns, first_patch, is_image, config) -> tuple[list[Clip
         patches = first_patch[frames][frame] + position
         row, column = position // columns[frames][frame], position % columns[frames][frame]
         # The picture stands in the middle of its canvas, on whole windows.
-        merge = config.spatial_merge_size
         top = merge * ((height - rows[frames]) // (2 * merge))
         left = merge * ((width - columns[frames]) // (2 * merge))
         cells = (frame * height + top[frame] + row) * width + left[frame] + column
-        clip_of_frame[frames] = clips + torch.arange(len(frames)) // config.frames_per_clip
-        num_clips = len(frames) // config.frames_per_clip
+        clip_of_frame[frames] = clips + torch.arange(len(frames)) // frames_per_clip
+        num_clips = len(frames) // frames_per_clip
         clips += num_clips
         all_patches = len(patches) == int((rows * columns).sum())
         all_cells = len(cells) == len(frames) * height * width
         groups.append(
             ClipGroup(
                 clips=num_clips,
-                frames_per_clip=config.frames_per_clip,
+                frames_per_clip=frames_per_clip,
                 rows=height,
                 columns=width,
                 patches=None if all_patches else patches,

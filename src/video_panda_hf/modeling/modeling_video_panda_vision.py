@@ -140,7 +140,7 @@ class VideoPandaVisionModel(VideoPandaPreTrainedModel):
 
         embeddings = self.patch_embedding(pixel_values_videos.to(dtype))  # (patches, D), eq. 1
         hidden_states = (embeddings,) if output_hidden_states else None
-        background = self.patch_embedding(layout.background.to(dtype)) if layout.has_background else None  # (1, D)
+        background = self.background_embedding(device, dtype) if layout.has_background else None  # (1, D)
 
         aligned, summaries, gstra_weights = embeddings, [], []
         for group in layout.groups:  # one, or one per grid shape where there is no shared canvas
@@ -170,6 +170,11 @@ class VideoPandaVisionModel(VideoPandaPreTrainedModel):
             tokens_per_video=layout.tokens_per_video,
         )
 
+    def background_embedding(self, device, dtype) -> torch.Tensor:
+        """The embedding of a patch of the canvas' background, (1, D)."""
+        patch = torch.tensor(self.config.background).repeat_interleave(self.config.patch_size**2)[None]
+        return self.patch_embedding(patch.to(device, dtype, non_blocking=True))
+
 
 class LocalSpatioTemporalEncoding(nn.Module):
     """LSTE [eq. 2]: `E + C3(C2(C1(BN(E))))`, mixing each cell with the same cell of the frames beside it."""
@@ -198,11 +203,12 @@ class DynamicPositionEncoding(nn.Conv3d):
         super().__init__(config.hidden_size, config.hidden_size, kernel_size=3, padding=1, groups=config.hidden_size)
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
-        """`cells` (clips, F, H, W, D) → same shape.
-
-        One depthwise 2D convolution for each of the three taps in time: on channels-last data they are several times
-        faster than a depthwise 3D one, and need no copy into another layout.
-        """
+        """`cells` (clips, F, H, W, D) → same shape."""
+        if cells.is_cuda:  # where a 3D convolution is fast on channels-first data, copies included
+            encoded = super().forward(cells.permute(0, 4, 1, 2, 3).contiguous())
+            return cells + encoded.permute(0, 2, 3, 4, 1)
+        # Elsewhere one depthwise 2D convolution for each of the three taps in time: on channels-last data, which it
+        # needs no copy of, that is several times faster than a 3D one.
         past, present, future = self.weight.unbind(2)  # each (D, 1, 3, 3)
         encoded = cells + self._convolve(cells, present, self.bias)
         encoded[:, 1:] += self._convolve(cells[:, :-1], past)
@@ -245,7 +251,7 @@ class FewQueryPooling(nn.Module):
         """
         per_head = self.key_weight.unflatten(0, (self.num_heads, -1))  # (heads, d, D)
         queries = self.query(queries).unflatten(-1, (self.num_heads, -1)) * self.scale  # (B, heads, d)
-        queries = torch.einsum("bhd,hdk->bhk", queries, per_head)  # (B, heads, D), in the space of the keys
+        queries = (queries.transpose(0, 1) @ per_head).transpose(0, 1)  # (B, heads, D), in the space of the keys
         scores = torch.matmul(queries, keys.transpose(1, 2))  # (B, heads, K)
         del queries
         if mask is not None:
@@ -253,7 +259,7 @@ class FewQueryPooling(nn.Module):
         weights = scores.softmax(-1, dtype=torch.float32).to(keys.dtype)
         attended = torch.matmul(weights, keys)  # (B, heads, D)
         per_head = self.value_weight.unflatten(0, (self.num_heads, -1))
-        attended = torch.einsum("bhk,hdk->bhd", attended, per_head).flatten(1)  # (B, D)
+        attended = (attended.transpose(0, 1) @ per_head.transpose(1, 2)).transpose(0, 1).flatten(1)  # (B, D)
         if self.value_bias is not None:
             attended = attended + self.value_bias
         return self.output(attended), weights
