@@ -291,3 +291,15 @@ class TestErrors:
     def test_a_canvas_of_broken_windows(self):
         with pytest.raises(ValueError, match=r"`image_size` .* must be a multiple of"):
             VideoPandaVisionConfig(image_size=450)
+
+
+def test_every_residual_branch_in_time_starts_as_the_identity():
+    tower = VideoPandaForConditionalGeneration(tiny_config()).model.vision_tower
+    zero = {name for name, weight in tower.named_parameters() if not weight.any() and "bias" not in name}
+    assert zero == {
+        "lste.expand.weight",
+        "gstra.query",
+        "gstra.attention.output.weight",
+        "gstra.mlp_out.weight",
+        "fusion.balance",
+    }

@@ -67,8 +67,6 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
         if isinstance(module, FewQueryPooling):
             init.normal_(module.key_weight, std=std)
             init.normal_(module.value_weight, std=std)
-        elif isinstance(module, LocalSpatioTemporalEncoding):
-            init.zeros_(module.expand.weight)
         elif isinstance(module, GlobalSpatioTemporalAggregator):
             init.zeros_(module.query)
             init.zeros_(module.attention.output.weight)
@@ -79,6 +77,7 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
             init.zeros_(module.balance)
         elif isinstance(module, VideoPandaVisionModel):
             init.normal_(module.row_embedding, std=module.row_embedding.shape[0] ** -0.5)
+            init.zeros_(module.lste.expand.weight)  # from here, as LSTE has no weight of its own to be visited for
 
 
 class VideoPandaVisionModel(VideoPandaPreTrainedModel):
@@ -256,7 +255,7 @@ class FewQueryPooling(nn.Module):
         del queries
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1, dtype=torch.float32).to(keys.dtype)
+        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(keys.dtype)
         attended = torch.matmul(weights, keys)  # (B, heads, D)
         per_head = self.value_weight.unflatten(0, (self.num_heads, -1))
         attended = (attended.transpose(0, 1) @ per_head.transpose(1, 2)).transpose(0, 1).flatten(1)  # (B, D)
