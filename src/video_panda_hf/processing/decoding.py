@@ -12,7 +12,7 @@ from transformers.video_utils import VideoMetadata
 
 from .decoding_errors import Budget, DecodeLimits, check_limit, errors_of
 from .decoding_readers import FrameReader, open_reader
-from .decoding_source import VideoSource, describe, is_url, open_video
+from .decoding_source import VideoSource, describe
 
 
 SampleIndicesFn = Callable[[VideoMetadata], Sequence[int]]
@@ -49,17 +49,14 @@ def decode_video(
         IndexError: if a wanted frame does not exist.
     """
     limits = limits or DecodeLimits()
-    video = describe(source)
-    budget = Budget(video, limits, is_url(source))
-    with open_video(source, limits) as (container, stream):
-        with errors_of(video, is_url(source)):
-            has_window = start is not None or end is not None
-            reader = open_reader(source, container, stream, budget, strict, all_times=has_window)
+    budget = Budget(describe(source), limits)
+    has_window = start is not None or end is not None
+    with open_reader(source, budget, strict, all_times=has_window) as reader:
         first, count, duration = _window(reader, start, end)
         metadata = _metadata(reader, count, duration, limits)
         indices = _wanted_indices(sample_indices_fn, metadata)
-        _check_output(video, indices, metadata, limits)
-        with errors_of(video, is_url(source)):
+        _check_output(budget.video, indices, metadata, limits)
+        with errors_of(budget.video):
             frames = reader.read([first + index for index in indices])
     metadata.frames_indices = indices
     return frames, metadata

@@ -72,64 +72,58 @@ class DecodeLimits:
 
 
 class Budget:
-    """The time, and for a URL the bytes, that reading one video may still take."""
+    """The time, and the bytes from the net, that reading one video may still take."""
 
-    def __init__(self, video: str, limits: DecodeLimits, is_url: bool):
+    def __init__(self, video: str, limits: DecodeLimits):
         self.video, self.limits = video, limits
         self.start = time.monotonic()
-        self.bytes_left = limits.max_url_bytes if is_url else None
+        self.fetched = 0
 
-    def spend(self, packet: av.Packet | None = None) -> None:
-        """Takes one packet's size off the budget.
+    def spend(self, fetched: int = 0) -> None:
+        """Notes that `fetched` bytes came from a server; to be called between packets too.
 
         Raises:
             VideoLimitError: if the time or the bytes are used up.
         """
+        self.fetched += fetched
         seconds = time.monotonic() - self.start
         check_limit(self.video, "the work in seconds", seconds, self.limits.max_seconds, "max_seconds")
-        if self.bytes_left is not None and packet is not None:
-            self.bytes_left -= packet.size
-            read = self.limits.max_url_bytes - self.bytes_left
-            check_limit(self.video, "what was read in bytes", read, self.limits.max_url_bytes, "max_url_bytes")
+        check_limit(self.video, "what was fetched in bytes", self.fetched, self.limits.max_url_bytes, "max_url_bytes")
 
 
 def check_limit(video: str, what: str, found: float, limit: float | None, name: str) -> None:
     """Raises `VideoLimitError` if `found` is above `limit`, the field `name` of `DecodeLimits`."""
     if limit is not None and found > limit:
         raise VideoLimitError(
-            f"{video}: {what} would be {found:.10g}, above the limit of {limit:.10g}. "
+            f"{video}: {what} is {found:.10g}, above the limit of {limit:.10g}. "
             f"If you trust the video, pass `limits=DecodeLimits({name}=...)`."
         )
 
 
 @contextmanager
-def errors_of(video: str, is_url: bool = False):
+def errors_of(video: str):
     """Translates what PyAV and the operating system raise inside into the `VideoDecodeError` family."""
     try:
         yield
     except VideoDecodeError:
         raise
-    except av_error.FileNotFoundError as error:
+    except FileNotFoundError as error:
         raise VideoNotFoundError(f"{video}: no such file. Check the path.") from error
     except (av_error.DecoderNotFoundError, av_error.PatchWelcomeError, av_error.NotImplementedError) as error:
         raise UnsupportedCodecError(
             f"{video}: FFmpeg cannot decode its codec ({_reason(error)}). Convert it, for example to H.264 in mp4."
         ) from error
-    except (av_error.HTTPError, av_error.TimeoutError, av_error.ExitError, ConnectionError) as error:
-        raise VideoNetworkError(
-            f"{video}: the server did not deliver the video ({_reason(error)}). "
-            "Try again, raise `DecodeLimits.url_timeout`, or download it first."
-        ) from error
-    except (av_error.InvalidDataError, av_error.EOFError) as error:
+    except MemoryError as error:
+        raise VideoLimitError(f"{video}: needs more memory than there is.") from error
+    except PermissionError as error:
+        raise VideoUnreadableError(f"{video}: may not be read ({_reason(error)}). Check its permissions.") from error
+    except av.FFmpegError as error:
         raise NotAVideoError(
-            f"{video}: not a video in any known format, or its header is damaged ({_reason(error)}). "
+            f"{video}: not a video in a known format, or cut off before its header ends ({_reason(error)}). "
             "Check that the file is complete."
         ) from error
-    except MemoryError as error:
-        raise VideoLimitError(f"{video}: the video needs more memory than there is.") from error
-    except (av.FFmpegError, OSError) as error:
-        kind = VideoNetworkError if is_url else VideoUnreadableError
-        raise kind(f"{video}: cannot be read ({_reason(error)}).") from error
+    except OSError as error:
+        raise VideoUnreadableError(f"{video}: cannot be read ({_reason(error)}).") from error
 
 
 def _reason(error: Exception) -> str:

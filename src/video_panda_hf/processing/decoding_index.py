@@ -1,5 +1,6 @@
 """Which frames a video has, when each is shown, and where decoding must start to get it."""
 
+import re
 from array import array
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from .decoding_errors import Budget
+from .decoding_source import demux
 
 
 # Containers in which every packet carries the presentation time of the one frame it holds.
@@ -99,6 +101,31 @@ def index_frames(container: InputContainer, stream: VideoStream, budget: Budget,
     return index or _index_from_packets(container, stream, budget)
 
 
+def cut_off(container: InputContainer, stream: VideoStream, end: float) -> str | None:
+    """How a file whose packets were all read shows that more are missing, if it does.
+
+    `end` is when its last frame ends, in seconds on the file's own clock.
+    """
+    if "mov" in container.format.name:
+        listed, size = len(stream.index_entries), container.size
+        inside = sum(entry.pos + entry.size <= size for entry in stream.index_entries)
+        return f"only {inside} of the {listed} packets in its header are in the file" if inside < listed else None
+    declared = _declared_duration(container, stream)
+    return f"it declares {declared:.2f} s but ends after {end:.2f} s" if end < 0.9 * declared else None
+
+
+def _declared_duration(container: InputContainer, stream: VideoStream) -> float:
+    """Seconds of video that the header speaks of, 0 if it does not."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    if written := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "")):  # Matroska
+        hours, minutes, seconds = map(float, written.groups())
+        return 3600 * hours + 60 * minutes + seconds
+    if len(container.streams) == 1 and container.duration:
+        return container.duration / av.time_base
+    return 0.0
+
+
 def _packets_tell_frames(container: InputContainer, stream: VideoStream) -> bool:
     codec = stream.codec_context
     if codec.name in _FIELD_CODECS and codec.field_order not in _PROGRESSIVE:
@@ -111,9 +138,9 @@ def _index_from_header(container: InputContainer, stream: VideoStream) -> FrameI
     """The index of an mp4 or mov file, which knows all but the presentation times."""
     if "mov" not in container.format.name or not stream.frames or stream.codec_context.name == "mpeg4":
         return None
-    dts, is_key, shown = array("q"), bytearray(), bytearray()
+    dts, is_key, shown, size = array("q"), bytearray(), bytearray(), container.size
     for entry in stream.index_entries:
-        if not entry.size:  # gives no packet
+        if not 0 < entry.size <= size - entry.pos:  # gives no packet
             return None
         dts.append(entry.timestamp)
         is_key.append(entry.is_keyframe)
@@ -130,10 +157,7 @@ def _index_from_header(container: InputContainer, stream: VideoStream) -> FrameI
 def _index_from_packets(container: InputContainer, stream: VideoStream, budget: Budget) -> FrameIndex | None:
     is_mpeg4, is_vp8 = (stream.codec_context.name == name for name in ("mpeg4", "vp8"))
     pts, dts, is_key, shown, end = array("q"), array("q"), bytearray(), bytearray(), _UNKNOWN
-    for packet in container.demux(stream):
-        budget.spend(packet)
-        if packet.size == 0:  # a dropped frame, or the end
-            continue
+    for packet in demux(container, stream, budget):
         if packet.pts is None or (is_mpeg4 and packet.size < _NOT_CODED_VOP):
             return None
         if not is_key and not packet.is_keyframe:  # cut from a longer video: nothing to start decoding at

@@ -4,7 +4,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import BinaryIO
 
 import av
@@ -13,16 +13,16 @@ from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from .decoding_errors import (
+    Budget,
     DecodeLimits,
     NotAVideoError,
     UnsupportedCodecError,
-    VideoLimitError,
     VideoNetworkError,
-    VideoNotFoundError,
     VideoUnreadableError,
     check_limit,
     errors_of,
 )
+from .decoding_http import HttpFile
 
 
 VideoSource = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
@@ -52,60 +52,97 @@ def is_url(source: VideoSource) -> bool:
 
 
 @contextmanager
-def open_video(source: VideoSource, limits: DecodeLimits) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Opens `source` and yields its container and first video stream; closes what it opened and no more.
+def open_source(source: VideoSource, budget: Budget) -> Iterator[str | BinaryIO]:
+    """Yields what `av.open` shall read: "file:PATH", or a seekable file object at its start.
 
     A file object is read from its start whatever its position, which is put back afterwards.
 
     Raises:
         VideoDecodeError: of the kind that names what is wrong with the source.
-        TypeError: if `source` is none of the kinds above.
+        TypeError: if `source` is none of the kinds of `VideoSource`.
     """
-    video = describe(source)
-    with ExitStack() as closing:
-        with errors_of(video, is_url(source)):
-            readable = closing.enter_context(_as_readable(source, limits))
-            container = closing.enter_context(_open(readable, limits))
-            stream = _video_stream(video, container)
-        yield container, stream
-
-
-@contextmanager
-def _as_readable(source: VideoSource, limits: DecodeLimits) -> Iterator[str | BinaryIO]:
-    """What `av.open` shall read: a URL (of a file, too) or a seekable file object positioned at its start."""
-    video = describe(source)
+    video, limits = budget.video, budget.limits
     if is_url(source):
         scheme = source.split("://", 1)[0].lower()
         if scheme not in ("http", "https"):
             raise VideoNetworkError(f"{video}: URLs of kind {scheme!r} are not read, only http and https.")
-        yield source
+        with HttpFile(source, budget) as file:
+            yield file
     elif isinstance(source, (str, os.PathLike)):
-        _check_size(_file_size(source, video), video, limits)
-        yield f"file:{os.fspath(source)}"  # so that FFmpeg takes no part of the path for a protocol or a pattern
+        with errors_of(video):
+            _check_size(_file_size(source, video), video, limits)
+        yield f"file:{os.fspath(source)}"  # so that FFmpeg takes no part of the path for a protocol
     elif isinstance(source, (bytes, bytearray, memoryview)):
         _check_size(memoryview(source).nbytes, video, limits)
         with io.BytesIO(source) as file:
             yield file
-    elif hasattr(source, "read"):
-        if not (hasattr(source, "seekable") and source.seekable()):
-            raise VideoUnreadableError(f"{video}: the file object cannot seek. Read it and pass the bytes.")
-        position = source.tell()
-        try:
-            _check_size(source.seek(0, os.SEEK_END), video, limits)
-            source.seek(0)
+    elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
+        with _rewound(source, video) as size:
+            _check_size(size, video, limits)
             yield source
-        finally:
-            if not getattr(source, "closed", False):
-                source.seek(position)
     else:
         raise TypeError(f"a video is a path, an http(s) URL, bytes or a binary file, not {type(source).__name__}")
 
 
-def _file_size(path: str | os.PathLike, video: str) -> int:
+def first_bytes(readable: str | BinaryIO) -> bytes:
+    """The first 32 bytes of what `open_source` yields."""
+    if isinstance(readable, str):
+        with open(readable.removeprefix("file:"), "rb") as file:
+            return file.read(32)
+    start = readable.read(32)
+    readable.seek(0)
+    return start
+
+
+@contextmanager
+def open_video(readable: str | BinaryIO, budget: Budget) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Opens what `open_source` yields, and yields its container and its first video stream.
+
+    Raises:
+        VideoDecodeError: if it is not a video, or in a codec that FFmpeg has no decoder for.
+    """
+    options = {"format_whitelist": CONTAINER_FORMATS, "protocol_whitelist": "file"}
+    if budget.limits.max_pixels is not None:
+        options["max_pixels"] = str(budget.limits.max_pixels)
+    with ExitStack() as closing:
+        with errors_of(budget.video):
+            container = av.open(readable, options=options, metadata_errors="replace", buffer_size=_READ_SIZE)
+            closing.enter_context(container)
+            stream = _video_stream(budget.video, container)
+        yield container, stream
+
+
+def demux(container: InputContainer, stream: VideoStream, budget: Budget) -> Iterator[av.Packet]:
+    """The packets of `stream` that hold something, within `budget`."""
+    # At its end PyAV looks up every stream of the file, and fails for one that appeared after the start.
+    with suppress(IndexError):
+        for packet in container.demux(stream):
+            budget.spend()
+            if packet.size:
+                yield packet
+
+
+@contextmanager
+def _rewound(file: BinaryIO, video: str) -> Iterator[int]:
+    """Puts `file` to its start, yields its size in bytes, and puts it back to where it was."""
     try:
-        status = os.stat(path)
-    except FileNotFoundError as error:
-        raise VideoNotFoundError(f"{video}: no such file. Check the path.") from error
+        if not file.seekable():
+            raise VideoUnreadableError(f"{video}: the file object cannot seek. Read it and pass the bytes.")
+        position, size = file.tell(), file.seek(0, os.SEEK_END)
+        file.seek(0)
+    except (AttributeError, OSError, ValueError) as error:
+        if isinstance(error, VideoUnreadableError):
+            raise
+        raise VideoUnreadableError(f"{video}: the file object cannot be read ({error}).") from error
+    try:
+        yield size
+    finally:
+        if not file.closed:
+            file.seek(position)
+
+
+def _file_size(path: str | os.PathLike, video: str) -> int:
+    status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
         raise VideoUnreadableError(f"{video}: is a directory. Pass the path of one video file.")
     if not stat.S_ISREG(status.st_mode):
@@ -117,24 +154,6 @@ def _check_size(size: int, video: str, limits: DecodeLimits) -> None:
     if size == 0:
         raise NotAVideoError(f"{video}: is empty (0 bytes). Check that it was written or downloaded completely.")
     check_limit(video, "its size in bytes", size, limits.max_source_bytes, "max_source_bytes")
-
-
-def _open(readable: str | BinaryIO, limits: DecodeLimits) -> InputContainer:
-    options = {"format_whitelist": CONTAINER_FORMATS}
-    if limits.max_pixels is not None:
-        options["max_pixels"] = str(limits.max_pixels)
-    if not isinstance(readable, str):
-        return av.open(readable, options=options, metadata_errors="replace", buffer_size=_READ_SIZE)
-    if readable.startswith("file:"):
-        return av.open(readable, options=options | {"protocol_whitelist": "file"}, metadata_errors="replace")
-    options |= {"protocol_whitelist": "http,https,tcp,tls", "rw_timeout": str(int(limits.url_timeout * 1e6))}
-    container = av.open(readable, options=options, metadata_errors="replace", timeout=limits.url_timeout)
-    try:
-        check_limit(repr(readable), "its size in bytes", container.size, limits.max_url_bytes, "max_url_bytes")
-    except VideoLimitError:
-        container.close()
-        raise
-    return container
 
 
 def _video_stream(video: str, container: InputContainer) -> VideoStream:
