@@ -148,10 +148,10 @@ def _index_from_header(container: InputContainer, stream: VideoStream) -> FrameI
     dts, is_key, shown = np.array(dts), np.array(is_key, dtype=bool), np.array(shown, dtype=bool)
     if len(dts) < 2 or not is_key[0] or not shown.any() or (np.diff(dts) <= 0).any():
         return None
-    duration = dts[-1] - dts[shown][0] + (dts[-1] - dts[-2])
-    if stream.duration is None or abs(stream.duration - duration) > max(0.05 * duration, 1 / stream.time_base):
+    listed = dts[-1] - dts[shown][0] + (dts[-1] - dts[-2])
+    if stream.duration is None or abs(stream.duration - listed) > max(0.05 * listed, 1 / stream.time_base):
         return None  # more packets follow in fragments, or the header is not to be trusted
-    return FrameIndex.of(np.full(len(dts), _UNKNOWN), dts, is_key, shown, int(duration))
+    return FrameIndex.of(np.full(len(dts), _UNKNOWN), dts, is_key, shown, stream.duration)
 
 
 def _index_from_packets(container: InputContainer, stream: VideoStream, budget: Budget) -> FrameIndex | None:

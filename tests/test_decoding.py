@@ -1,0 +1,357 @@
+"""Frames come back exactly as numbered, whatever the codec, the container and the order they are asked in."""
+
+import io
+import pickle
+import warnings
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from video_files import VideoSpec, draw_number, read_number
+from video_panda_hf.processing.decoding import DecodeLimits, decode_video
+from video_panda_hf.processing.decoding_pixels import PictureConverter
+
+
+def x264(**options) -> dict:
+    return {"bf": "3", "b-pyramid": "normal", **options}
+
+
+def x265(*params: str) -> dict:
+    return {"x265-params": ":".join(("log-level=none", "pools=1", "keyint=12", *params))}
+
+
+def uneven(number: int) -> int:
+    """Milliseconds at which frame `number` of a video with a variable rate is shown."""
+    return 40 * number + 7 * (number % 5) + 100 * (number // 10)
+
+
+OPEN_GOP = {"x264-params": "open-gop=1:keyint=12:scenecut=0"}
+ALT_REF = {"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "good", "cpu-used": "4"}
+FAST_VPX = {"deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "0"}
+BT2020_PQ = {"colorspace": 9, "color_trc": 16, "color_primaries": 9}
+
+MATRIX = [
+    # H.264: structures
+    VideoSpec("b_frames.mp4", "libx264", options=x264()),
+    VideoSpec("no_b_frames.mp4", "libx264", options=x264(bf="0")),
+    VideoSpec("long_gop.mp4", "libx264", options=x264(), gop=250),
+    VideoSpec("intra_only.mp4", "libx264", options=x264(bf="0"), gop=1),
+    VideoSpec("gradual_refresh.mp4", "libx264", options=x264(bf="0") | {"intra-refresh": "1"}),
+    VideoSpec("interlaced.mp4", "libx264", options=x264(flags="+ildct+ilme")),
+    VideoSpec("open_gop.mp4", "libx264", options=x264() | OPEN_GOP),
+    VideoSpec("open_gop.mkv", "libx264", options=x264() | OPEN_GOP),
+    VideoSpec("open_gop.ts", "libx264", options=x264() | OPEN_GOP),
+    # H.264: times
+    VideoSpec("variable_rate.mp4", "libx264", options=x264(), ticks=1000, times=uneven),
+    VideoSpec("variable_rate.mkv", "libx264", options=x264(), ticks=1000, times=uneven),
+    VideoSpec("late_start.mp4", "libx264", options=x264(), times=lambda n: n + 500),
+    VideoSpec("late_start.mkv", "libx264", options=x264(), times=lambda n: n + 500),
+    VideoSpec("late_start.ts", "libx264", options=x264(), times=lambda n: n + 500),
+    VideoSpec(
+        "edit_list.mp4",
+        "libx264",
+        options=x264(),
+        times=lambda n: n - 17,
+        first_shown=17,
+        muxing={"avoid_negative_ts": "disabled"},
+    ),
+    # H.264: containers
+    VideoSpec("fragmented.mp4", "libx264", options=x264(), muxing={"movflags": "frag_keyframe+empty_moov"}),
+    VideoSpec("fast_start.mp4", "libx264", options=x264(), muxing={"movflags": "faststart"}),
+    VideoSpec("h264.mov", "libx264", options=x264()),
+    VideoSpec("h264.mkv", "libx264", options=x264()),
+    VideoSpec("live.mkv", "libx264", options=x264(), muxing={"live": "1"}),
+    VideoSpec("h264.ts", "libx264", options=x264()),
+    VideoSpec("h264.flv", "libx264", options=x264()),
+    VideoSpec("h264.avi", "libx264", options=x264()),
+    VideoSpec("h264.nut", "libx264", options=x264()),
+    VideoSpec("h264.mxf", "libx264", options=x264()),
+    VideoSpec("raw.h264", "libx264", options=x264()),
+    # H.264: pictures
+    VideoSpec("rotated_90.mp4", "libx264", options=x264(), rotation=90),
+    VideoSpec("rotated_180.mp4", "libx264", options=x264(), rotation=180),
+    VideoSpec("rotated_270.mov", "libx264", options=x264(), rotation=270),
+    VideoSpec("mirrored.mp4", "libx264", options=x264(), mirrored=True),
+    VideoSpec("mirrored_rotated.mp4", "libx264", options=x264(), mirrored=True, rotation=90),
+    VideoSpec("wide_pixels.mp4", "libx264", options=x264(), aspect=Fraction(4, 3)),
+    VideoSpec("tall_pixels.mkv", "libx264", options=x264(), aspect=Fraction(1, 2)),
+    VideoSpec("odd_size.mp4", "libx264", options=x264(), pix_fmt="yuv444p", width=95, height=63),
+    VideoSpec("ten_bits.mp4", "libx264", options=x264(), pix_fmt="yuv420p10le"),
+    VideoSpec("full_range.mp4", "libx264", options=x264(), colour={"color_range": 2}),
+    VideoSpec("bt709.mp4", "libx264", options=x264(), colour={"colorspace": 1}),
+    # HEVC
+    VideoSpec("hevc.mp4", "libx265", options=x265("open-gop=0")),
+    VideoSpec("hevc_open_gop.mp4", "libx265", options=x265("open-gop=1")),
+    VideoSpec("hevc.mkv", "libx265", options=x265()),
+    VideoSpec("hevc.ts", "libx265", options=x265("open-gop=1")),
+    VideoSpec("raw.hevc", "libx265", options=x265()),
+    VideoSpec("hevc_hdr.mp4", "libx265", options=x265(), pix_fmt="yuv420p10le", colour=BT2020_PQ),
+    # VP8, VP9, AV1
+    VideoSpec("vp8_hidden_frames.webm", "libvpx", options=ALT_REF),
+    VideoSpec("vp8.mkv", "libvpx", options=FAST_VPX),
+    VideoSpec("vp9_hidden_frames.webm", "libvpx-vp9", options=ALT_REF),
+    VideoSpec("vp9.mp4", "libvpx-vp9", options=ALT_REF),
+    VideoSpec("vp9.ivf", "libvpx-vp9", options=ALT_REF),
+    VideoSpec("vp9_odd_size.webm", "libvpx-vp9", options=FAST_VPX, width=97, height=61),
+    VideoSpec("vp9_alpha.webm", "libvpx-vp9", options=FAST_VPX, pix_fmt="yuva420p"),
+    VideoSpec("av1.mp4", "libsvtav1", options={"preset": "10"}),
+    VideoSpec("av1.webm", "libsvtav1", options={"preset": "10"}),
+    VideoSpec("av1.obu", "libsvtav1", options={"preset": "10"}),
+    # MPEG
+    VideoSpec("mpeg4.mp4", "mpeg4", b_frames=2),
+    VideoSpec("mpeg4.avi", "mpeg4", b_frames=2),
+    VideoSpec("mpeg4_no_b_frames.avi", "mpeg4", b_frames=0),
+    VideoSpec("raw.m4v", "mpeg4", b_frames=2),
+    VideoSpec("mpeg4_odd_size.mov", "mpeg4", width=95, height=63),
+    VideoSpec("mpeg2.ts", "mpeg2video", b_frames=2),
+    VideoSpec("mpeg2.mpg", "mpeg2video", container="vob", b_frames=2),
+    VideoSpec("mpeg2.mkv", "mpeg2video", b_frames=2),
+    VideoSpec("mpeg2_interlaced.ts", "mpeg2video", b_frames=2, options={"flags": "+ildct+ilme"}),
+    VideoSpec("mpeg1.mpg", "mpeg1video", b_frames=2),
+    # Every frame a key frame
+    VideoSpec("mjpeg.avi", "mjpeg", pix_fmt="yuvj420p"),
+    VideoSpec("mjpeg.mov", "mjpeg", pix_fmt="yuvj420p"),
+    VideoSpec("raw.mjpeg", "mjpeg", pix_fmt="yuvj420p"),
+    VideoSpec("prores_alpha.mov", "prores_ks", pix_fmt="yuva444p10le"),
+    VideoSpec("png_alpha.mov", "png", pix_fmt="rgba"),
+    VideoSpec("uncompressed.avi", "rawvideo"),
+    VideoSpec("huffyuv.avi", "huffyuv", pix_fmt="yuv422p"),
+    # Pictures that move, and older codecs
+    VideoSpec("gif.gif", "gif", pix_fmt="rgb8"),
+    VideoSpec("apng.png", "apng", container="apng", pix_fmt="rgb24"),
+    VideoSpec("webp.webp", "libwebp_anim", container="webp", pix_fmt="bgra"),
+    VideoSpec("ffv1.mkv", "ffv1", pix_fmt="yuv444p"),
+    VideoSpec("wmv.asf", "wmv2"),
+    VideoSpec("sorenson.flv", "flv"),
+    VideoSpec("h263.3gp", "h263", width=128, height=96, aspect=Fraction(12, 11)),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Writes a video of the matrix once, by name."""
+    folder, specs = tmp_path_factory.mktemp("videos"), {spec.name: spec for spec in MATRIX}
+
+    def path_of(name: str) -> Path:
+        path = folder / name
+        return path if path.exists() else specs[name].write(folder)
+
+    return path_of
+
+
+def frames_from_start_to_end(path: Path) -> np.ndarray:
+    """All frames by plain decoding, without an index or a seek."""
+    with av.open(str(path)) as container:
+        stream, convert = container.streams.video[0], None
+        pictures = []
+        for frame in container.decode(stream):
+            convert = convert or PictureConverter.of(frame, stream.sample_aspect_ratio)
+            pictures.append(convert(frame))
+    return np.stack(pictures)
+
+
+def test_the_matrix_is_as_large_as_promised():
+    assert len({spec.name for spec in MATRIX}) == len(MATRIX) >= 40
+
+
+@pytest.mark.parametrize("spec", MATRIX, ids=lambda spec: spec.name)
+def test_every_frame_comes_back_by_its_number(spec, made):
+    path = made(spec.name)
+    everything, metadata = decode_video(path)
+    assert [read_number(frame) for frame in everything] == spec.numbers
+    assert metadata.total_num_frames == len(spec.numbers)
+    if not spec.name.endswith(".webp"):  # which FFmpeg does not decode
+        np.testing.assert_array_equal(everything, frames_from_start_to_end(path))
+
+    random = np.random.default_rng(len(spec.name))
+    requests = [random.integers(0, len(everything), 5) for _ in range(6)] + [[number] for number in (0, 13, 29, -1)]
+    for wanted in requests:
+        wanted = np.asarray(wanted) % len(everything)
+        frames, metadata = decode_video(path, lambda _, wanted=wanted: wanted)
+        np.testing.assert_array_equal(frames, everything[wanted])
+        assert metadata.frames_indices == wanted.tolist()
+
+
+@pytest.mark.parametrize("spec", MATRIX, ids=lambda spec: spec.name)
+def test_metadata_tells_the_upright_size_the_rate_and_the_duration(spec, made):
+    frames, metadata = decode_video(made(spec.name), lambda _: [3])
+    height, width = spec.height, spec.width
+    if spec.aspect:
+        height, width = (
+            (height, round(width * spec.aspect)) if spec.aspect > 1 else (round(height / spec.aspect), width)
+        )
+    if spec.rotation % 180:
+        height, width = width, height
+    assert frames.shape == (1, height, width, 3) and frames.dtype == np.uint8
+    assert (metadata.height, metadata.width) == (height, width)
+    assert metadata.video_backend == "pyav"
+    first, last = (spec.times(number) / spec.ticks for number in (spec.first_shown, spec.frames - 1))
+    assert metadata.duration == pytest.approx(last - first, abs=0.1)
+    assert metadata.fps == pytest.approx(len(spec.numbers) / metadata.duration)
+
+
+@pytest.mark.parametrize("name", ["b_frames.mp4", "h264.mkv", "mpeg4.avi", "gif.gif", "webp.webp"])
+def test_any_kind_of_source_gives_the_same_frames(name, made):
+    path = made(name)
+    data = path.read_bytes()
+    expected, _ = decode_video(path)
+    with open(path, "rb") as opened:
+        opened.seek(1000)
+        sources = [str(path), data, bytearray(data), memoryview(data), io.BytesIO(data), opened]
+        for source in sources:
+            frames, _ = decode_video(source)
+            np.testing.assert_array_equal(frames, expected)
+        assert opened.tell() == 1000
+
+
+def test_a_path_that_looks_like_a_pattern_or_a_protocol_is_a_path(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("concat:%03d.mp4", "a b?#ä.mp4"):
+        Path(name).write_bytes(made("b_frames.mp4").read_bytes())
+        assert decode_video(name)[1].total_num_frames == 48
+
+
+@pytest.mark.parametrize("name", ["b_frames.mp4", "late_start.ts", "variable_rate.mkv", "edit_list.mp4", "mpeg4.avi"])
+def test_a_window_counts_the_frames_shown_inside_it(name, made):
+    spec = next(spec for spec in MATRIX if spec.name == name)
+    start, end = 0.31, 1.05
+    zero = spec.times(spec.first_shown)
+    inside = [number for number in spec.numbers if start <= (spec.times(number) - zero) / spec.ticks < end]
+    frames, metadata = decode_video(made(name), start=start, end=end)
+    assert [read_number(frame) for frame in frames] == inside
+    assert metadata.total_num_frames == len(inside)
+    assert metadata.duration == pytest.approx(end - start, abs=0.15)
+    assert metadata.frames_indices == list(range(len(inside)))
+
+
+def test_a_window_must_hold_a_frame(made):
+    path = made("b_frames.mp4")
+    with pytest.raises(ValueError, match="start < end"):
+        decode_video(path, start=1.0, end=1.0)
+    with pytest.raises(ValueError, match=r"lasts 1\.920 s"):
+        decode_video(path, start=10.0)
+
+
+def test_the_sampler_is_asked_once_and_knows_everything_but_the_indices(made):
+    seen = []
+
+    def sampler(metadata):
+        seen.append((metadata.total_num_frames, metadata.fps, metadata.duration, metadata.frames_indices))
+        return torch.tensor([5, 2, 5])
+
+    frames, metadata = decode_video(made("b_frames.mp4"), sampler)
+    assert seen == [(48, 25.0, 1.92, None)]
+    assert [read_number(frame) for frame in frames] == [5, 2, 5]
+    assert metadata.timestamps == [0.2, 0.08, 0.2]
+
+
+def test_an_index_outside_the_video_is_named(made):
+    for index in (48, -1):
+        with pytest.raises(IndexError, match=f"frame {index} .* 0 to 47"):
+            decode_video(made("b_frames.mp4"), lambda _, index=index: [index])
+
+
+def test_only_the_groups_of_the_wanted_frames_are_read(tmp_path):
+    """Of an mp4, the packets of other groups of pictures are not even fetched from the file."""
+
+    class CountingFile(io.FileIO):
+        bytes_read = 0
+
+        def read(self, size=-1):
+            data = super().read(size)
+            self.bytes_read += len(data)
+            return data
+
+    path, random = tmp_path / "noise.mp4", np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "qp": "4"})
+        stream.width, stream.height, stream.codec_context.gop_size = 256, 256, 10
+        for _ in range(100):
+            noise = random.integers(0, 256, (256, 256, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(stream.encode(None))
+    with CountingFile(path) as file:
+        decode_video(file, lambda _: [0, 55])
+        assert path.stat().st_size > 5e6 and file.bytes_read < 0.4 * path.stat().st_size
+
+
+@pytest.mark.parametrize("matrix, range_", [(1, 1), (1, 2), (5, 1), (5, 2), (9, 1)])
+def test_colours_follow_the_matrix_and_range_that_the_file_names(matrix, range_, tmp_path):
+    colours = np.array([[200, 40, 40], [40, 180, 60], [50, 60, 210], [128, 128, 128]], dtype=np.uint8)
+    picture = np.repeat(np.repeat(colours[None], 64, axis=0), 32, axis=1)
+    yuv = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+        format="yuv444p", dst_colorspace=matrix, dst_color_range=range_
+    )
+    path = tmp_path / "colours.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 64, "yuv444p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, range_
+        yuv.pts, yuv.time_base = 0, Fraction(1, 25)
+        container.mux([*stream.encode(yuv), *stream.encode(None)])
+    frames, _ = decode_video(path)
+    assert np.abs(frames[0].astype(int) - picture).max() <= 3
+
+
+def test_limits_are_told_by_name(made):
+    path = made("b_frames.mp4")
+    for limits in (
+        {"max_side": 95},
+        {"max_pixels": 96 * 64 - 1},
+        {"max_duration": 1.9},
+        {"max_frames": 47},
+        {"max_output_bytes": 48 * 96 * 64 * 3 - 1},
+        {"max_source_bytes": 1000},
+        {"max_seconds": 0.0},
+    ):
+        (name,) = limits
+        with pytest.raises(ValueError, match=name if name != "max_pixels" else "."):
+            decode_video(path, limits=DecodeLimits(**limits))
+    assert len(decode_video(path, limits=DecodeLimits(*[None] * 8))[0]) == 48
+
+
+class NumbersOfVideos(torch.utils.data.Dataset):
+    """The numbers drawn in frames 7, 20 and 41 of each of some videos."""
+
+    def __init__(self, paths):
+        self.paths = paths
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, item):
+        frames, _ = decode_video(self.paths[item], lambda _: [7, 20, 41])
+        return [read_number(frame) for frame in frames]
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_data_loader_workers_decode(start_method, made):
+    paths = [made(name) for name in ("b_frames.mp4", "h264.mkv", "vp9.mp4", "mpeg4.avi")]
+    decode_video(paths[0])  # the parent has decoded before the fork
+    loader = DataLoader(
+        NumbersOfVideos(paths), batch_size=None, num_workers=2, multiprocessing_context=start_method, timeout=60
+    )
+    assert list(loader) == [[7, 20, 41]] * 4
+
+
+def test_metadata_and_limits_can_be_pickled(made):
+    _, metadata = decode_video(made("b_frames.mp4"))
+    assert pickle.loads(pickle.dumps(metadata)) == metadata
+    assert pickle.loads(pickle.dumps(DecodeLimits(max_side=10))) == DecodeLimits(max_side=10)
+
+
+def test_a_good_file_gives_no_warning_in_lenient_mode(made):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("b_frames.mp4", "hevc.ts", "vp9.mp4", "gif.gif"):
+            decode_video(made(name), strict=False)
+
+
+def test_drawn_numbers_can_be_read():
+    assert [read_number(draw_number(number)) for number in range(64)] == list(range(64))
+    assert [read_number(draw_number(number)[::-1]) for number in range(64)] != list(range(64))
