@@ -20,6 +20,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+
 COLOURS = {
     "red": (215, 35, 35),
     "orange": (245, 140, 25),
@@ -50,10 +51,10 @@ QUESTIONS = {
     ],
     "shape": [
         "What shape is it?",
-        "What shape is the object?",
+        "What shape is the {thing}?",
         "Which shape is shown?",
         "Which shape is moving?",
-        "What is the shape of the object?",
+        "What is the shape of the {thing}?",
         "What shape do you see in the video?",
     ],
     "direction": [
@@ -122,7 +123,7 @@ def draw_clip(colour: str, shape: str, direction: str, rng: np.random.Generator,
 
     axis, sense = DIRECTIONS[direction]
     free = size[::-1] - 2 * (radius + 1)  # x, y: how far a centre can travel
-    travel = rng.uniform(0.45, 0.9) * free * (np.arange(2) == axis)
+    travel = rng.uniform(0.6, 0.95) * free * (np.arange(2) == axis)
     start = radius + 1 + rng.uniform(size=2) * (free - travel)
     centres = (start + np.linspace(0, 1, frames)[:, None] * travel).astype(np.float32)  # (frames, 2)
 
@@ -132,18 +133,22 @@ def draw_clip(colour: str, shape: str, direction: str, rng: np.random.Generator,
 
     tint = (np.array(COLOURS[colour]) + rng.uniform(-15, 15, 3)).astype(np.float32)
     slope = sum(rng.uniform(-15, 15) * position / position.max() for position in (x, y))
-    background = rng.uniform(15, 235) + rng.uniform(-8, 8, 3).astype(np.float32) + slope[..., None]
+    background = rng.uniform(10, 70) + rng.uniform(-8, 8, 3).astype(np.float32) + slope[..., None]
     noise = rng.uniform(0, 6) * rng.standard_normal((frames, *background.shape), np.float32)
     video = background + coverage * (tint - background) + noise
 
     # The other sense of an axis is the same clip played backwards, so frames out of order never tell them apart.
-    return Clip(colour, shape, direction, video.round().clip(0, 255).astype(np.uint8)[::sense])
+    return Clip(colour, shape, direction, video.round().clip(0, 255).astype(np.uint8)[::sense].copy())
 
 
-def questions(kind: str, clip: Clip) -> list[str]:
-    """All wordings of one kind of question; those that name the thing call it "shape", "object" or what it is."""
-    things = ("shape", "object", clip.shape) if kind != "shape" else ("shape",)
-    return list(dict.fromkeys(wording.format(thing=thing) for wording in QUESTIONS[kind] for thing in things))
+def ask(kind: str, clip: Clip, rng: np.random.Generator) -> str:
+    """One of the wordings of a question. It calls the thing "shape", "object" or what it is, and is at times typed in
+    a hurry or spelled the American way."""
+    thing = rng.choice(["shape", "object", clip.shape]) if kind != "shape" else "object"
+    question = rng.choice(QUESTIONS[kind]).format(thing=thing)
+    if rng.random() < 0.3:
+        question = question.replace("colour", "color")
+    return question.lower().rstrip("?.") if rng.random() < 0.2 else question
 
 
 def mp4(frames: np.ndarray) -> bytes:
