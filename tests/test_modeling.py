@@ -88,6 +88,18 @@ def test_it_runs_in_training_and_every_weight_learns():
     assert not without
 
 
+def test_with_logits_only_where_labels_are_the_loss_is_the_same():
+    model = tiny_model()
+    batch = tiny_batch([[(4, 4, 8), (1, 4, 4)], [(8, 4, 4)]])
+    labels = batch["input_ids"].masked_fill(torch.rand(batch["input_ids"].shape) < 0.9, -100)
+    learned = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:] != -100
+    everywhere, some = model(**batch, labels=labels), model(**batch, labels=labels, logits_to_keep=learned)
+    torch.testing.assert_close(some.logits, everywhere.logits[learned])
+    torch.testing.assert_close(some.loss, everywhere.loss)
+    averaged = model(**batch, labels=labels, logits_to_keep=learned, num_items_in_batch=torch.tensor(7)).loss
+    torch.testing.assert_close(averaged, some.loss * learned.sum() / 7)
+
+
 class TestGeneration:
     @pytest.mark.parametrize(
         "how",

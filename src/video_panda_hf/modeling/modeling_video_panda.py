@@ -283,8 +283,11 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         Args:
             labels (`torch.LongTensor` of shape `(batch, sequence)`, *optional*):
                 The tokens to learn, -100 where there is nothing to learn.
-            logits_to_keep (`int` or `torch.LongTensor`, *optional*, defaults to 0):
-                The last positions whose logits to compute (0: all), or a tensor of positions.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
+                Where to compute logits: the last so many positions (0: all), a tensor of positions, or a mask `(batch,
+                sequence)`, which gives logits `(kept, vocabulary)` and, of the labels, those that follow a kept
+                position. A long video before a short answer has far more positions than labels, and in training
+                logits are what is large.
 
         Example:
 
@@ -319,9 +322,15 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             return_dict=True,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
-        loss = None
+        hidden_states, loss = outputs.last_hidden_state, None
+        if isinstance(logits_to_keep, torch.Tensor) and logits_to_keep.dtype == torch.bool:
+            logits = self.lm_head(hidden_states[logits_to_keep])  # (kept, vocabulary)
+            if labels is not None:
+                next_labels = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+                kwargs["shift_labels"] = next_labels[logits_to_keep.to(labels.device)]
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden_states[:, kept, :])
         if labels is not None:
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
