@@ -13,6 +13,7 @@ from transformers import (
     AutoVideoProcessor,
 )
 
+from .assets import SHIPPED_CLIPS, SHIPPED_MODEL
 from .modeling import (
     VideoPandaConfig,
     VideoPandaForConditionalGeneration,
@@ -35,6 +36,8 @@ AutoProcessor.register(VideoPandaConfig, VideoPandaProcessor, exist_ok=True)
 AutoVideoProcessor.register(VideoPandaConfig, VideoPandaVideoProcessor, exist_ok=True)
 
 __all__ = [
+    "SHIPPED_CLIPS",
+    "SHIPPED_MODEL",
     "VideoPandaConfig",
     "VideoPandaForConditionalGeneration",
     "VideoPandaModel",

@@ -2,12 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 
+from .assets import SHIPPED_MODEL
 from .version import __version__
 
-
-SHIPPED_MODEL = Path(__file__).parent / "assets" / "moving-shapes"
 
 DESCRIPTION = "Video-Panda, the encoder-free video-language model."
 ASK_EXAMPLE = """examples:
