@@ -216,6 +216,15 @@ def test_a_path_that_looks_like_a_pattern_or_a_protocol_is_a_path(made, tmp_path
         assert decode_video(name)[1].total_num_frames == 48
 
 
+@pytest.mark.parametrize("name", ["mpeg4.avi", "raw.h264", "interlaced.mp4"])
+def test_a_linear_pass_that_may_keep_nothing_decodes_twice(name, made, monkeypatch):
+    expected, _ = decode_video(made(name))
+    monkeypatch.setattr("video_panda_hf.processing.decoding_readers.KEPT_BYTES", 0)
+    for source in (made(name), made(name).read_bytes()):
+        frames, _ = decode_video(source, lambda _: [30, 7, 30])
+        np.testing.assert_array_equal(frames, expected[[30, 7, 30]])
+
+
 @pytest.mark.parametrize("name", ["b_frames.mp4", "late_start.ts", "variable_rate.mkv", "edit_list.mp4", "mpeg4.avi"])
 def test_a_window_counts_the_frames_shown_inside_it(name, made):
     spec = next(spec for spec in MATRIX if spec.name == name)

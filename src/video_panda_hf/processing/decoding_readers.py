@@ -278,9 +278,8 @@ class SeekingReader(StreamReader):
         """Seeks to `group` and yields its packets and those after it."""
         key, by_pts = self.index.keys[group], self.index.is_read(group)
         key_time = (self.index.pts if by_pts else self.index.dts)[key]
-        start = min(self.index.dts[0], self.index.pts[0])
-        for target in (self._seek_time(group), self._seek_time(max(0, group - 1)), start):
-            with suppress(av.error.PermissionError):  # "cannot seek", as an mp4 file without key frames says
+        for target in (self._seek_time(group), self._seek_time(max(0, group - 1)), self.index.dts[0]):
+            with suppress(av.FFmpegError):  # the next target may do; if none does, the frames are found missing
                 self.container.seek(int(target), stream=self.stream)
             packets = demux(self.container, self.stream, self.budget)
             for packet in packets:

@@ -4,7 +4,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import BinaryIO
 
 import av
@@ -14,6 +14,7 @@ from av.video.stream import VideoStream
 
 from .decoding_errors import (
     Budget,
+    CorruptVideoError,
     DecodeLimits,
     NotAVideoError,
     UnsupportedCodecError,
@@ -32,7 +33,8 @@ CONTAINER_FORMATS = (
     "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,rm,mxf,nut,ivf,gif,apng,webp,webp_anim,webp_pipe,"
     "h264,hevc,vvc,av1,obu,m4v,"
     "mpegvideo,mjpeg,mpjpeg,h263,h261,vc1,dv,dirac,avs,avs2,avs3,wtv,swf,yuv4mpegpipe,gxf,3dostr,roq,smk,bink,amv,"
-    "png_pipe,jpeg_pipe,bmp_pipe"
+    "png_pipe,jpeg_pipe,bmp_pipe,"
+    "wav,mp3,flac,aac"  # sound only, so that it is called by its name
 )
 _READ_SIZE = 2**18  # bytes that one read of a Python file object asks for
 
@@ -113,13 +115,20 @@ def open_video(readable: str | BinaryIO, budget: Budget) -> Iterator[tuple[Input
 
 
 def demux(container: InputContainer, stream: VideoStream, budget: Budget) -> Iterator[av.Packet]:
-    """The packets of `stream` that hold something, within `budget`."""
-    # At its end PyAV looks up every stream of the file, and fails for one that appeared after the start.
-    with suppress(IndexError):
+    """The packets of `stream` that hold something, within `budget`.
+
+    Raises:
+        CorruptVideoError: if the container, not only a picture in it, is damaged.
+    """
+    try:
         for packet in container.demux(stream):
             budget.spend()
             if packet.size:
                 yield packet
+    except IndexError:  # at the end PyAV looks up every stream of the file, and fails for one that appeared midway
+        return
+    except av.error.InvalidDataError as error:
+        raise CorruptVideoError(f"{budget.video}: its container is damaged. Repair or replace the file.") from error
 
 
 @contextmanager
