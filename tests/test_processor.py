@@ -287,6 +287,17 @@ def test_videos_in_messages_are_of_every_kind(chatml, tmp_path):
     assert all(ids == first for ids in inputs["input_ids"])
 
 
+def test_a_message_may_ask_for_a_part_of_a_video(chatml, tmp_path):
+    colours = [Image.new("RGB", (56, 28), colour) for colour in ("red", "green", "blue", "white")]
+    colours[0].save(tmp_path / "clip.gif", save_all=True, append_images=colours[1:], duration=500)
+    part = {"type": "video", "path": str(tmp_path / "clip.gif")}
+    message = {"role": "user", "content": [{**part, "start": 1.0, "end": 1.5}, {"type": "text", "text": "What?"}]}
+    inputs = inputs_of(chatml, [message], num_frames=1, return_tensors="pt")
+    blue = inputs_of(chatml, [user("What?", np.array(colours[2])[None])], num_frames=1, return_tensors="pt")
+    assert torch.equal(inputs["pixel_values_videos"], blue["pixel_values_videos"])
+    assert message["content"][0] == {**part, "start": 1.0, "end": 1.5}
+
+
 def test_settings_may_be_given_by_name_or_in_processor_kwargs(chatml):
     message = [user("What?", np.zeros((30, 28, 28, 3), np.uint8))]
     given = {"add_special_tokens": False, "num_frames": 8}

@@ -12,6 +12,7 @@ from transformers import AutoVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from video_panda_hf import VideoPandaVideoProcessor
+from video_panda_hf.processing import DecodeLimits, VideoDecodeError, VideoDecodeWarning
 from video_panda_hf.processing.video_processing_video_panda import (
     resized_size,
     sample_frame_indices,
@@ -128,6 +129,43 @@ def test_picture_files_are_the_frames_of_one_video_and_taken_as_they_are(small, 
         small(names, do_sample_frames=True)
     with pytest.raises(ValueError, match=r"video 0 of the call: .* multiple of 4 .* not 3"):
         small(names[:3])
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "expected"),
+    [
+        ({"start": 1.0}, {"num_frames": 4}, [10, 13, 16, 19]),
+        ({"end": 0.8}, {"num_frames": 8}, list(range(8))),
+        ({"start": 0.5, "end": 1.3}, {"num_frames": 4}, [5, 7, 9, 11]),
+        ({"start": 0.5, "end": 1.3}, {"fps": 5}, [5, 7, 9, 11]),
+        ({"indices": [3, 1, 4, 1]}, {"num_frames": 8}, [3, 1, 4, 1]),
+        ({"indices": [7]}, {}, [7]),
+        ({"start": 1.0, "indices": [0, 1, 2, 3]}, {}, [10, 11, 12, 13]),
+    ],
+)
+def test_a_part_of_a_file_is_sampled_as_if_it_were_cut_there(small, video_file, part, settings, expected):
+    for name in ("video", "path"):
+        assert frame_numbers(small({name: video_file, **part}, **settings)) == expected
+    assert frame_numbers(small([video_file, {"video": video_file.read_bytes(), **part}], **settings), 1) == expected
+
+
+def test_limits_and_strictness_reach_the_decoder(video_file, tmp_path):
+    with pytest.raises(VideoDecodeError, match=r"longer side .* is 64, above the limit of 32"):
+        VideoPandaVideoProcessor(decode_limits={"max_side": 32})(video_file)
+    with pytest.raises(VideoDecodeError, match="above the limit"):
+        VideoPandaVideoProcessor()(video_file, decode_limits=DecodeLimits(max_side=32))
+    damaged = tmp_path / "damaged.mp4"
+    data = video_file.read_bytes()
+    pictures = data.index(b"mdat") + 4
+    middle = (pictures + data.index(b"moov")) // 2
+    damaged.write_bytes(data[:middle] + bytes(60) + data[middle + 60 :])
+    with pytest.raises(VideoDecodeError):
+        VideoPandaVideoProcessor()(damaged)
+    lenient = VideoPandaVideoProcessor(strict_decoding=False)
+    lenient.save_pretrained(tmp_path)
+    for processor in (lenient, AutoVideoProcessor.from_pretrained(tmp_path)):
+        with pytest.warns(VideoDecodeWarning):
+            assert processor(damaged)["video_grid_thw"][0, 0] == 8
 
 
 def test_metadata_tells_which_frames_were_taken(small, video_file):
@@ -315,6 +353,10 @@ def test_a_number_of_frames_that_is_no_whole_number_of_clips_is_an_error(small, 
         ([], {}, "no video"),
         (3, {}, "not int"),
         (b"no video at all", {}, "video"),
+        ({"start": 1.0}, {}, r'has \["start"\]'.replace('"', "'")),
+        ({"video": numbered(8), "start": 1.0}, {}, "cut by slicing"),
+        ({"video": "clip.mp4", "strat": 1.0}, {}, "strat"),
+        (numbered(8), {"decode_limits": {"max_sides": 3}}, "max_sides"),
     ],
 )
 def test_what_cannot_be_done_is_an_error_that_says_why(small, video, kwargs, message):

@@ -12,7 +12,7 @@ from transformers.tokenization_utils_base import AddedToken
 from transformers.utils.chat_template_utils import render_jinja_template
 from transformers.video_utils import VideoInput
 
-from .video_processing_video_panda import VideoPandaVideoProcessor, list_videos
+from .video_processing_video_panda import WINDOW_KEYS, EncodedVideo, VideoPandaVideoProcessor, list_videos
 
 
 VIDEO_TOKEN = "<video>"
@@ -207,14 +207,16 @@ class VideoPandaProcessor(ProcessorMixin):
         """A conversation or several → the prompt, or with `tokenize=True, return_dict=True` the inputs of the model.
 
         The content of a message is a string or a list of `{"type": "text", "text": …}` and `{"type": "video", "video":
-        …}` (also "path" or "url"), where a video is anything that `VideoPandaVideoProcessor` takes. Settings of the
-        video processor and of the tokenizer may be given by name or in `processor_kwargs`.
+        …}` (also "path" or "url"), where a video is anything that `VideoPandaVideoProcessor` takes; "start" and "end"
+        (seconds) or "indices" beside it choose a part of a file. Settings of the video processor and of the tokenizer
+        may be given by name or in `processor_kwargs`.
 
         `return_assistant_tokens_mask=True` adds `assistant_masks`, 1 for the tokens of the answers with their end
         token. A template without `{% generation %}` is taken apart to find them; `ValueError` if it alters the
         answers.
         """
         template = self._chat_template(chat_template)
+        conversation = with_parts_of_videos(conversation)
         settings = self._processor_settings(kwargs)
         processor_kwargs = {**settings, **(processor_kwargs or {})}
         if template.startswith(FLATTEN_MESSAGES):  # an LLM's own template writes the special tokens itself
@@ -320,6 +322,21 @@ def template_with_videos(template: str | dict | None) -> str | dict:
     if isinstance(template, dict):
         return {name: template_with_videos(text) for name, text in template.items()}
     return CHAT_TEMPLATE if template is None else FLATTEN_MESSAGES + template
+
+
+def with_parts_of_videos(conversation):
+    """The conversation (or several), every video of which only a part is wanted as one object that knows the part."""
+    if isinstance(conversation, (list, tuple)):
+        return [with_parts_of_videos(item) for item in conversation]
+    if not isinstance(conversation, dict) or not isinstance(conversation.get("content"), (list, tuple)):
+        return conversation
+    content = [
+        {"type": "video", "video": EncodedVideo.of(part)}
+        if isinstance(part, dict) and any(part.get(key) is not None for key in WINDOW_KEYS)
+        else part
+        for part in conversation["content"]
+    ]
+    return {**conversation, "content": content}
 
 
 def content_text(message: dict) -> str:

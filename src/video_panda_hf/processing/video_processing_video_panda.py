@@ -1,8 +1,10 @@
 """Videos of any kind → the packed patches and grids that Video-Panda takes: sample, resize, patchify, normalise."""
 
+import dataclasses
 import io
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import urlparse
 
@@ -26,6 +28,8 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from .decoding import decode_video
+from .decoding_errors import DecodeLimits
+from .decoding_source import VideoSource
 
 
 PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -42,12 +46,19 @@ class VideoPandaVideoProcessorKwargs(VideosKwargs, total=False):
         Frames of one clip of the model. A video has 1 frame (an image) or a multiple of this.
     max_frames (`int`, *optional*):
         With `fps`: the most frames a video may have.
+    decode_limits (`dict` or `DecodeLimits`, *optional*):
+        What decoding one video may cost, for example `{"max_side": 4096, "max_seconds": 30}`.
+    strict_decoding (`bool`, *optional*, defaults to `True`):
+        Whether a damaged video is an error. If not, the nearest frames stand in for what cannot be decoded, and a
+        `VideoDecodeWarning` tells.
     """
 
     patch_size: int
     merge_size: int
     frames_per_clip: int
     max_frames: int | None
+    decode_limits: dict | DecodeLimits | None
+    strict_decoding: bool
 
 
 class VideoPandaVideoProcessor(BaseVideoProcessor):
@@ -59,7 +70,8 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     y, x).
 
     A video is a path, an http(s) URL, bytes, a binary file object, an array or tensor (T, H, W, C) or (T, C, H, W), or
-    a list of frames (PIL images, arrays, tensors; or picture files). Pixels are uint8, or floating point of the same
+    a list of frames (PIL images, arrays, tensors; or picture files). For a part of a file, give a dictionary with
+    "video" (or "path", "url") and "start" and "end" in seconds, or "indices", the numbers of its frames. Pixels are uint8, or floating point of the same
     range 0..255 (0..1 with `do_rescale=False`). Grey frames become RGB, an alpha channel is dropped.
 
     How many frames (`do_sample_frames=True`, the default):
@@ -91,11 +103,15 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     num_frames = 8
     fps = None
     max_frames = None
+    decode_limits = None
+    strict_decoding = True
     valid_kwargs = VideoPandaVideoProcessorKwargs
     model_input_names = ["pixel_values_videos", "video_grid_thw"]
 
     def __init__(self, **kwargs: Unpack[VideoPandaVideoProcessorKwargs]):
         check_one_rate(**kwargs)
+        if kwargs.get("decode_limits") is not None:  # as a dictionary, which JSON can hold
+            kwargs["decode_limits"] = dataclasses.asdict(limits_of(kwargs["decode_limits"]))
         super().__init__(**kwargs)
         if self.fps is not None:
             self.num_frames = None
@@ -110,6 +126,11 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
                 "Sampling frames from a list of images is not supported! Set `do_sample_frames=False`, "
                 "or give the frames as PIL images."
             )
+        decoding = {
+            "limits": limits_of(kwargs.pop("decode_limits", None) or self.decode_limits),
+            "strict": kwargs.pop("strict_decoding", self.strict_decoding),
+        }
+        videos = [dataclasses.replace(v, **decoding) if isinstance(v, EncodedVideo) else v for v in videos]
         # What the caller asks for replaces the processor's own choice between the two, rather than adding to it.
         if kwargs.get("fps") is not None:
             kwargs["num_frames"] = None
@@ -151,7 +172,8 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
             return list(
                 zip(*[self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls], strict=True)
             )
-        return decode_video(video_url_or_urls, sample_indices_fn)
+        (video,) = list_videos(video_url_or_urls)
+        return video.decode(sample_indices_fn)
 
     def _decode_and_sample_videos(self, videos, video_metadata=None, do_sample_frames=None, sample_indices_fn=None):
         frames, metadata = [], []
@@ -345,9 +367,54 @@ def as_tensor(array) -> torch.Tensor:
 
 
 def list_videos(videos) -> list:
-    """Any nesting of videos → a flat list of them. Each is a path, a URL, bytes, a file object, an array or tensor of
-    four dimensions, or a `Frames`."""
+    """Any nesting of videos → a flat list of them. Each is an `EncodedVideo` (from a path, a URL, bytes, a file object
+    or a dictionary), an array or tensor of four dimensions, or a `Frames`."""
     return _list_videos(videos, depth=0)
+
+
+@dataclass(frozen=True)
+class EncodedVideo:
+    """A video file or a part of it, and how to decode it."""
+
+    source: VideoSource
+    start: float | None = None
+    end: float | None = None
+    indices: list[int] | None = None
+    limits: DecodeLimits | None = None
+    strict: bool = True
+
+    def decode(self, sample_indices_fn=None) -> tuple[np.ndarray, VideoMetadata]:
+        """Frames (T, H, W, 3) uint8 and metadata: those of `indices`, or else what the function says, or else all."""
+        chosen = sample_indices_fn if self.indices is None else lambda metadata: self.indices
+        return decode_video(
+            self.source, chosen, start=self.start, end=self.end, limits=self.limits, strict=self.strict
+        )
+
+    @classmethod
+    def of(cls, part: Mapping) -> "EncodedVideo":
+        """From `{"video": …, "start": …, "end": …, "indices": …}`, as in the content of a message."""
+        sources = [part[key] for key in SOURCE_KEYS if part.get(key) is not None]
+        unknown = set(part) - {*SOURCE_KEYS, *WINDOW_KEYS, "type"}
+        if len(sources) != 1 or not is_encoded(sources[0]) or unknown:
+            raise ValueError(
+                'a part of a video is a dictionary with the file as "video", "path" or "url", and with "start" '
+                f'and "end" (seconds) or "indices", but this one has {sorted(part)}; frames that are in memory '
+                "already are cut by slicing"
+            )
+        return cls(sources[0], **{key: part.get(key) for key in WINDOW_KEYS})
+
+
+SOURCE_KEYS = ("video", "path", "url")
+WINDOW_KEYS = ("start", "end", "indices")
+
+
+def limits_of(given: Mapping | DecodeLimits | None) -> DecodeLimits | None:
+    if given is None or isinstance(given, DecodeLimits):
+        return given
+    known = [field.name for field in dataclasses.fields(DecodeLimits)]
+    if unknown := set(given) - set(known):
+        raise ValueError(f"`decode_limits` has {sorted(unknown)}, but the limits are {known}")
+    return DecodeLimits(**given)
 
 
 class Frames(list):
@@ -357,8 +424,12 @@ class Frames(list):
 def _list_videos(videos, depth: int) -> list:
     if is_picture(videos):
         return [Frames([videos])]
-    if isinstance(videos, Frames) or is_encoded(videos):
+    if isinstance(videos, (Frames, EncodedVideo)):
         return [videos]
+    if isinstance(videos, Mapping):
+        return [EncodedVideo.of(videos)]
+    if is_encoded(videos):
+        return [EncodedVideo(videos)]
     if isinstance(videos, (np.ndarray, torch.Tensor)):
         if videos.ndim not in (4, 5):
             raise ValueError(f"a video is (frames, height, width, channels), not of the shape {tuple(videos.shape)}")
