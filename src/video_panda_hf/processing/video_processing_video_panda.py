@@ -71,8 +71,9 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
 
     A video is a path, an http(s) URL, bytes, a binary file object, an array or tensor (T, H, W, C) or (T, C, H, W), or
     a list of frames (PIL images, arrays, tensors; or picture files). For a part of a file, give a dictionary with
-    "video" (or "path", "url") and "start" and "end" in seconds, or "indices", the numbers of its frames. Pixels are uint8, or floating point of the same
-    range 0..255 (0..1 with `do_rescale=False`). Grey frames become RGB, an alpha channel is dropped.
+    "video" (or "path", "url") and "start" and "end" in seconds, or "indices", the numbers of its frames. Pixels are
+    uint8, or floating point of the same range 0..255 (0..1 with `do_rescale=False`). Grey frames become RGB, an alpha
+    channel is dropped.
 
     How many frames (`do_sample_frames=True`, the default):
 
