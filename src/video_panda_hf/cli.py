@@ -3,6 +3,10 @@
 import argparse
 import sys
 
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer
+from transformers.utils import logging
+
 from .assets import SHIPPED_MODEL
 from .version import __version__
 
@@ -54,13 +58,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--num-frames", type=int, metavar="N", help="frames to look at: 1 or a multiple of 4 (default: the model's, 8)"
     )
     frames.add_argument("--fps", type=float, metavar="R", help="look at R frames a second instead")
+    ask_parser.add_argument("--start", type=float, metavar="S", help="look at the clip from S seconds on")
+    ask_parser.add_argument("--end", type=float, metavar="S", help="look at the clip up to S seconds")
     ask_parser.add_argument("--max-frames", type=int, metavar="N", help="with --fps: at most N frames")
     ask_parser.add_argument(
         "--max-new-tokens", type=int, default=256, metavar="N", help="longest answer, in tokens (default: 256)"
     )
     ask_parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
     ask_parser.add_argument(
-        "--dtype", default="auto", help="float32, bfloat16, float16 or auto, the checkpoint's own (default: auto)"
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="type of the weights (default: auto, the checkpoint's own)",
     )
     return parser
 
@@ -68,20 +77,13 @@ def build_parser() -> argparse.ArgumentParser:
 def ask(options: argparse.Namespace) -> int:
     if options.max_frames is not None and options.fps is None:
         raise ValueError("--max-frames limits --fps: give both, or --num-frames alone.")
-    # Heavy imports wait until the options are known to be good, so that --help and typing errors answer at once.
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer
-    from transformers.utils import logging
-
-    import video_panda_hf  # noqa: F401  registers the model
-
+    device = usable_device(options.device)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    if options.device is None:
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     processor = AutoProcessor.from_pretrained(options.model)
-    content = [{"type": "video", "video": options.clip}, {"type": "text", "text": options.question}]
+    clip = {"type": "video", "video": options.clip, "start": options.start, "end": options.end}
+    content = [clip, {"type": "text", "text": options.question}]
     sampling = {"num_frames": options.num_frames, "fps": options.fps, "max_frames": options.max_frames}
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -91,12 +93,32 @@ def ask(options: argparse.Namespace) -> int:
         return_tensors="pt",
         processor_kwargs={name: value for name, value in sampling.items() if value is not None},
     )
-    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=options.dtype).to(options.device)
-    streamer = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=options.dtype).to(device)
+    streamer = AnswerStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     model.generate(
         **inputs.to(model.device), max_new_tokens=options.max_new_tokens, do_sample=False, streamer=streamer
     )
     return 0
+
+
+class AnswerStreamer(TextStreamer):
+    """Prints an answer as it comes, without the space that stands between it and the prompt."""
+
+    begun = False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False):
+        super().on_finalized_text(text if self.begun else text.lstrip(), stream_end)
+        self.begun = self.begun or bool(text.strip())
+
+
+def usable_device(name: str | None) -> torch.device:
+    """The device of this name, or the best there is. Raises `ValueError` for one that is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+"""The command line: what a user types first, and what it says when it cannot."""
+
+import subprocess
+import sys
+
+import pytest
+
+from video_panda_hf import SHIPPED_CLIPS
+from video_panda_hf.cli import main
+
+
+CLIP = str(sorted(SHIPPED_CLIPS.glob("*.mp4"))[0])  # <colour>_<shape>_<direction>.mp4
+
+
+def test_it_answers_about_a_shipped_clip(capsys):
+    assert main(["ask", CLIP, "What colour is the shape?"]) == 0
+    colour = CLIP.rsplit("/", 1)[-1].split("_")[0]
+    assert capsys.readouterr().out == f"It is {colour}.\n"
+
+
+def test_the_installed_command_streams_to_standard_output():
+    command = [sys.executable, "-m", "video_panda_hf.cli", "ask", CLIP, "Describe the video.", "--num-frames", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith(".") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no-such-clip.mp4", "What?"], "no-such-clip.mp4"),
+        ([__file__, "What?"], "test_cli.py"),
+        ([CLIP, "What?", "--num-frames", "3"], "3"),
+        ([CLIP, "What?", "--max-frames", "4"], "--max-frames limits --fps"),
+        ([CLIP, "What?", "--model", "no/such/folder"], "no/such/folder"),
+        ([CLIP, "Is this a <row>?"], "<row> is reserved"),
+        ([CLIP, "What?", "--device", "abacus"], "--device abacus cannot be used here"),
+        ([CLIP, "What?", "--start", "9"], "shows no frame in [9, inf) s"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line_and_a_status(arguments, message, capsys):
+    assert main(["ask", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert "video-panda: " in error and message in error and "Traceback" not in error
+
+
+def test_fps_and_num_frames_exclude_each_other(capsys):
+    with pytest.raises(SystemExit):
+        main(["ask", CLIP, "What?", "--fps", "2", "--num-frames", "8"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_help_has_examples(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["ask", "--help"])
+    assert stopped.value.code == 0
+    assert 'video-panda ask clip.mp4 "Which way does it move?"' in capsys.readouterr().out
