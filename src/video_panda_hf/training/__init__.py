@@ -1,0 +1,30 @@
+"""Data, batches and the recipe for training Video-Panda with `transformers.Trainer`."""
+
+from .arguments import VideoPandaTrainingArguments
+from .collator import BadSampleError, VideoPandaDataCollator
+from .data import ConversationError, ConversationReport, load_conversations
+from .distillation import (
+    VideoPandaDistillationHead,
+    VideoPandaTeacher,
+    attach_distillation_head,
+    distillation_loss,
+)
+from .trainer import LANGUAGE_MODEL_LINEARS, STAB_AND_PROJECTOR, VideoPandaTrainer, last_complete_checkpoint
+
+
+__all__ = [
+    "LANGUAGE_MODEL_LINEARS",
+    "STAB_AND_PROJECTOR",
+    "BadSampleError",
+    "ConversationError",
+    "ConversationReport",
+    "VideoPandaDataCollator",
+    "VideoPandaDistillationHead",
+    "VideoPandaTeacher",
+    "VideoPandaTrainer",
+    "VideoPandaTrainingArguments",
+    "attach_distillation_head",
+    "distillation_loss",
+    "last_complete_checkpoint",
+    "load_conversations",
+]

@@ -1,0 +1,267 @@
+"""`VideoPandaTrainer`: `transformers.Trainer` with the model's parts told apart, and with distillation."""
+
+import re
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Trainer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from .arguments import VideoPandaTrainingArguments
+from .distillation import HEAD_FILE, VideoPandaDistillationHead, VideoPandaTeacher, attach_distillation_head
+
+
+# `target_modules` of a PEFT configuration: every linear map of the LLM, none of STAB, projector, heads.
+LANGUAGE_MODEL_LINEARS = r".*\.language_model\..*_proj"
+# `modules_to_save` of a PEFT configuration: what is trained in full beside the adapters, and saved with them.
+STAB_AND_PROJECTOR = ["vision_tower", "multi_modal_projector"]
+
+PART = re.compile(r"(?:^|\.)(vision_tower|multi_modal_projector|distillation_head)\.")
+CHARACTERS_PER_TOKEN = 4
+TOKENS_PER_VIDEO = 2184
+
+
+class VideoPandaTrainer(Trainer):
+    r"""
+    `transformers.Trainer`, and beyond it
+
+    * trains the parts that `args` says (those it does not name stay as they are: `requires_grad` of a model with PEFT
+      adapters is PEFT's choice), each with its own learning rate;
+    * adds `args.distillation_weight` · distillation to the loss, if there is an `args.distillation_teacher`. Both
+      terms are means over the whole batch: over its tokens, over its frames, whatever it is split into. The head is
+      trained with the model and saved beside it, as `distillation_head.safetensors`; the teacher is never saved;
+    * logs `language_loss`, `distillation_loss`, `tokens_per_second` (without padding) and `videos_per_second`, over
+      all processes; evaluation and saving do not count as time;
+    * with `train_sampling_strategy="group_by_length"`, puts examples with videos together, and those without.
+
+    The evaluation loss is the language model's alone.
+
+    Raises:
+        ValueError: for a teacher together with DeepSpeed ZeRO-3.
+    """
+
+    args: VideoPandaTrainingArguments
+
+    def __init__(self, model: nn.Module, args: VideoPandaTrainingArguments, *positional, **keywords):
+        freeze_parts(model, args)
+        super().__init__(model, args, *positional, **keywords)
+        self.teacher = None
+        if args.distillation_teacher is not None:
+            self.teacher = self.load_teacher()
+            self.distillation_head = self.add_distillation_head()
+        self._sums, self._steps, self._started = None, 0, None
+
+    # Distillation
+
+    def load_teacher(self) -> VideoPandaTeacher:
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "Distillation does not work with DeepSpeed ZeRO-3, which would take the teacher apart as it is "
+                "loaded: choose ZeRO-2 or FSDP2."
+            )
+        student = {}
+        if hasattr(self.processing_class, "video_processor"):
+            video_processor = self.processing_class.video_processor
+            student = {"student_mean": video_processor.image_mean, "student_std": video_processor.image_std}
+        return VideoPandaTeacher.from_pretrained(
+            self.args.distillation_teacher,
+            base_model(self.model).config.vision_config,
+            dtype=torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32,
+            **student,
+        ).to(self.args.device)
+
+    def add_distillation_head(self) -> VideoPandaDistillationHead:
+        model = base_model(self.model)
+        text_config = model.config.text_config
+        head = VideoPandaDistillationHead(
+            text_config.hidden_size, self.teacher.hidden_size, text_config.num_hidden_layers
+        )
+        if self.args.distillation_head is not None:
+            load_head(head, self.args.distillation_head)
+        attach_distillation_head(model, head.to(model.device, model.dtype))
+        return head
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """As in `Trainer`: the parts of the next step's batch and their tokens. Counts their frames as well."""
+        self._started = self._started or time.perf_counter()
+        self._steps += 1
+        parts, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.teacher is not None:
+            grids = [part["video_grid_thw"] for part in parts if part.get("video_grid_thw") is not None]
+            frames = torch.as_tensor(sum(grid[:, 0].sum() for grid in grids), device=device)
+            if self.args.average_tokens_across_devices:
+                frames = self.accelerator.reduce(frames, "sum")
+            self.num_frames_in_batch = frames.clamp(min=1)
+        return parts, num_items
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+        if self.teacher is not None:
+            inputs = {**inputs, **self.distillation_inputs(inputs)}
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        terms = [loss.detach()]
+        if self.teacher is not None:
+            distillation = outputs["distillation_loss"]
+            if self.args.average_tokens_across_devices:  # gradients are averaged, the loss is this process' share
+                distillation = distillation * self.accelerator.num_processes
+            loss = loss + self.args.distillation_weight * distillation
+            terms.append(distillation.detach())
+        self.count(inputs, terms)
+        return (loss, outputs) if return_outputs else loss
+
+    def distillation_inputs(self, inputs: dict) -> dict:
+        """What the model with a head attached takes beside its own inputs."""
+        if inputs.get("pixel_values_videos") is None:
+            grids = torch.zeros(0, 3, dtype=torch.long)
+            features = torch.zeros(0, self.teacher.hidden_size, device=self.args.device)
+        else:
+            grids = self.teacher.grids(inputs["video_grid_thw"].cpu())
+            features = self.teacher(inputs["pixel_values_videos"], inputs["video_grid_thw"])
+        return {
+            "teacher_features": features,
+            "teacher_grid_thw": grids,
+            "num_frames_in_batch": self.num_frames_in_batch,
+        }
+
+    # Parts
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """`Trainer`'s own, its groups (with and without weight decay) split by part."""
+        if self.optimizer is None:
+            super().create_optimizer(model)
+            part_of_parameter = {
+                parameter: part_of(name) for name, parameter in (model or self.model).named_parameters()
+            }
+            self.optimizer.param_groups = [
+                {**group, "params": params, "lr": rate}
+                for group in self.optimizer.param_groups
+                for part, rate in self.learning_rates(group["lr"]).items()
+                if (params := [p for p in group["params"] if part_of_parameter[p] == part])
+            ]
+        return self.optimizer
+
+    def learning_rates(self, default: float) -> dict[str, float]:
+        rates = {part: getattr(self.args, f"{part}_learning_rate") for part in ("vision", "language", "distillation")}
+        return {part: default if rate is None else rate for part, rate in rates.items()}
+
+    # Data and logs
+
+    def _get_train_sampler(self, train_dataset=None):
+        train_dataset = self.train_dataset if train_dataset is None else train_dataset
+        grouped = self.args.train_sampling_strategy == "group_by_length" and hasattr(train_dataset, "__len__")
+        if not grouped or "messages" not in train_dataset[0]:
+            return super()._get_train_sampler(train_dataset)
+        return LengthGroupedSampler(
+            self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            lengths=[estimate_length(example["messages"]) for example in train_dataset],
+            generator=torch.Generator().manual_seed(self.args.data_seed or self.args.seed),
+        )
+
+    def count(self, inputs: dict, terms: list[torch.Tensor]) -> None:
+        """Adds tokens, videos and the loss terms of a part of a batch to what the next log reports."""
+        grids, mask = inputs.get("video_grid_thw"), inputs.get("attention_mask")
+        tokens = inputs["input_ids"].numel() if mask is None else mask.sum()
+        counts = [tokens, 0 if grids is None else len(grids), *terms]
+        counts = torch.stack(
+            [torch.as_tensor(count, dtype=torch.float64, device=self.args.device) for count in counts]
+        )
+        self._sums = counts if self._sums is None else self._sums + counts
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._sums is not None:
+            seconds = time.perf_counter() - self._started
+            tokens, videos, *terms = self.accelerator.reduce(self._sums, "sum").tolist()
+            for name, term in zip(["language_loss", "distillation_loss"], terms, strict=False):
+                logs[name] = term / self._steps / self.accelerator.num_processes
+            logs["tokens_per_second"], logs["videos_per_second"] = tokens / seconds, videos / seconds
+            self._sums, self._steps, self._started = None, 0, None
+        super().log(logs, start_time)
+
+    # Checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        head = None
+        if self.teacher is not None:
+            mark = "distillation_head."  # `state_dict` is there where the model itself has only parts of its weights
+            head = {key.rpartition(mark)[2]: value for key, value in (state_dict or {}).items() if mark in key}
+            head = head or self.distillation_head.state_dict()
+        super()._save(output_dir, state_dict)
+        if head is not None and self.args.should_save:
+            save_file(head, Path(output_dir or self.args.output_dir) / HEAD_FILE, {"format": "pt"})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.teacher is not None and not self.is_fsdp_enabled:  # FSDP's own checkpoints have the head
+            load_head(self.distillation_head, resume_from_checkpoint)
+
+
+def freeze_parts(model: nn.Module, args: VideoPandaTrainingArguments) -> None:
+    """Freezes what `args` says is not to be trained. A frozen STAB stays in evaluation mode, also after `train()`."""
+    trained = {
+        "vision_tower": args.train_vision,
+        "multi_modal_projector": args.train_projector,
+        "distillation_head": True,
+        None: args.train_language,
+    }
+    for name, parameter in model.named_parameters():
+        if not trained[module_of(name)]:
+            parameter.requires_grad_(False)
+    if not args.train_vision:
+        base_model(model).model.vision_tower.register_forward_pre_hook(lambda tower, _: tower.eval() and None)
+
+
+def module_of(parameter_name: str) -> str | None:
+    """`vision_tower`, `multi_modal_projector` or `distillation_head`; `None` for the language model and its head."""
+    match = PART.search(parameter_name)
+    return match and match[1]
+
+
+def part_of(parameter_name: str) -> str:
+    """Which learning rate a parameter has: `vision`, `language` or `distillation`."""
+    parts = {"vision_tower": "vision", "multi_modal_projector": "vision", "distillation_head": "distillation"}
+    return parts.get(module_of(parameter_name), "language")
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """The model itself, out of the PEFT model around it if there is one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def load_head(head: VideoPandaDistillationHead, file_or_folder: str) -> None:
+    """
+    Loads a head's weights.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such file, if it is of another LLM or teacher.
+    """
+    path = Path(file_or_folder)
+    path = path / HEAD_FILE if path.is_dir() else path
+    try:
+        head.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} is the distillation head of another LLM or teacher: {error}") from error
+
+
+def estimate_length(messages: list[dict]) -> int:
+    """Tokens of a conversation, roughly: its videos count more than any text."""
+    contents = [message["content"] for message in messages]
+    parts = [part for content in contents if not isinstance(content, str) for part in content]
+    characters = sum(len(content) for content in contents if isinstance(content, str))
+    characters += sum(len(part.get("text") or "") for part in parts)
+    return characters // CHARACTERS_PER_TOKEN + TOKENS_PER_VIDEO * sum(part["type"] == "video" for part in parts)
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest `checkpoint-N` that was written to its end, if any: a killed run may leave half of one behind."""
+    folders = sorted(Path(output_dir).glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
+    complete = [folder for folder in folders if (folder / "trainer_state.json").is_file()]
+    return str(complete[-1]) if complete else None
+
+
+__all__ = ["LANGUAGE_MODEL_LINEARS", "STAB_AND_PROJECTOR", "VideoPandaTrainer", "last_complete_checkpoint"]
