@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch.nn.functional import layer_norm
 from transformers import (
     CLIPVisionConfig,
@@ -16,10 +17,13 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from reference_checkpoint import reference_llm, reference_tensors, write_reference
 from tiny_models import tiny_batch, tiny_model
 from tiny_tokenizers import chatml_tokenizer
 from video_panda_hf import VideoPandaProcessor, VideoPandaVisionConfig
+from video_panda_hf.conversion import ConversionError, convert_checkpoint
 from video_panda_hf.training.distillation import (
+    HEAD_FILE,
     VideoPandaDistillationHead,
     VideoPandaTeacher,
     align_grids,
@@ -67,12 +71,36 @@ def test_loss_is_the_references(golden, head, name):
 
 def test_frames_of_several_shapes_count_alike_in_one_batch(golden, head):
     cases = [golden_case(golden, name) for name in ("square", "landscape", "portrait")]
-    hidden, teacher, patches_per_frame = (
-        torch.cat(parts, dim) for parts, dim in zip(zip(*cases, strict=True), (1, 0, 0), strict=True)
-    )
+    hidden, teacher, patches_per_frame = zip(*cases, strict=True)
+    hidden, teacher, patches_per_frame = torch.cat(hidden, 1), torch.cat(teacher), torch.cat(patches_per_frame)
     loss = distillation_loss(head([hidden[layer] for layer in head.layers]), teacher, patches_per_frame)
     expected = torch.stack([golden[0][f"{name}.loss"] for name in ("square", "landscape", "portrait")]).mean()
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
+
+
+def test_the_converter_carries_the_head_over(golden, tmp_path):
+    """A checkpoint with a head of its LLM's layers gives it, bit by bit, to the head of a new training."""
+    tensors = reference_tensors() | reference_llm(num_hidden_layers=8).state_dict()
+    tensors |= {key: value for key, value in golden[0].items() if PREFIX in key}
+    source = write_reference(tmp_path / "source", tensors, num_hidden_layers=8)
+    assert not (convert_checkpoint(source, tmp_path / "without", quiet=True) / HEAD_FILE).exists()
+    target = convert_checkpoint(source, tmp_path / "with", keep_distillation_head=True, quiet=True)
+    head = VideoPandaDistillationHead(32, 32, num_layers=8)
+    head.load_state_dict(load_file(target / HEAD_FILE))
+    for name, value in head.state_dict().items():
+        assert torch.equal(value, golden[0][PREFIX + name])
+
+
+HALVES = [("input_layer.weight", "no distillation head"), ("norm_layer.2.0.bias", "missing norm_layer.2.0.bias")]
+
+
+@pytest.mark.parametrize(("key", "message"), HALVES)
+def test_the_converter_does_not_keep_half_a_head(golden, tmp_path, key, message):
+    tensors = reference_tensors() | reference_llm(num_hidden_layers=8).state_dict()
+    tensors |= {name: value for name, value in golden[0].items() if PREFIX in name and not name.endswith(key)}
+    with pytest.raises(ConversionError, match=message):
+        source = write_reference(tmp_path / "source", tensors, num_hidden_layers=8)
+        convert_checkpoint(source, tmp_path / "target", keep_distillation_head=True, quiet=True)
 
 
 def textbook_loss(parameters, hidden, teacher, frames, num_heads=8):

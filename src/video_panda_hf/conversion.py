@@ -34,9 +34,10 @@ from .conversion_files import (
     list_tensors,
     name_some,
     read_json,
+    write_safetensors,
     write_tensors,
 )
-from .conversion_rules import DROP, NOT_IN_EVE, canonical_key, find_rule, required_keys
+from .conversion_rules import DISTILLATION_HEAD, DROP, NOT_IN_EVE, canonical_key, find_rule, required_keys
 from .modeling import (
     VideoPandaConfig,
     VideoPandaForConditionalGeneration,
@@ -44,6 +45,7 @@ from .modeling import (
     VideoPandaVisionModel,
 )
 from .processing import CHAT_TEMPLATE, VideoPandaProcessor
+from .training.distillation import HEAD_FILE, VideoPandaDistillationHead
 
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ def convert_checkpoint(
     dtype: str | torch.dtype | None = None,
     max_shard_size: int | str = "5GB",
     image_size: int | None = None,
+    keep_distillation_head: bool = False,
     quiet: bool = False,
 ) -> Path:
     """
@@ -70,7 +73,7 @@ def convert_checkpoint(
 
     `<video>` and `<row>` become the next two tokens. Their rows of the embeddings and of the LM head are the mean of
     all others, so that the scores of other tokens are those of the reference. What EVE-7B lacks of STAB gets its
-    initial values, the same in every run. The distillation head and teachers are left out.
+    initial values, the same in every run. Teachers are left out, and so is the distillation head unless asked for.
 
     The folder appears at once, when all is written. A checkpoint of any size needs the same few hundred megabytes of
     memory.
@@ -82,6 +85,7 @@ def convert_checkpoint(
         dtype: type of the weights, "float32", "float16" or "bfloat16". Defaults to what they have.
         max_shard_size: largest file of weights, in bytes or like "5GB".
         image_size: side of the canvas in pixels. Defaults to `image_size` in the config, or else 32 patches.
+        keep_distillation_head: also write `distillation_head.safetensors`, for training to go on from it.
         quiet: no progress bar.
 
     Returns:
@@ -99,20 +103,24 @@ def convert_checkpoint(
         raise ConversionError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}.")
 
     flat_config = read_reference_config(source)
-    copies = sort_tensors(list_tensors(source), tied=bool(flat_config.get("tie_word_embeddings")))
+    stored = list_tensors(source)
+    copies = sort_tensors(stored, tied=bool(flat_config.get("tie_word_embeddings")))
     vision_config = build_vision_config(flat_config, copies, image_size)
     processor = build_processor(source if tokenizer is None else tokenizer, flat_config, vision_config)
     config = build_config(flat_config, vision_config, processor, dtype or copies[PATCH_EMBEDDING][0].dtype)
     tensors = plan_tensors(copies, config, flat_config["vocab_size"], dtype)
+    head = plan_distillation_head(stored, config, dtype) if keep_distillation_head else []
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as workplace,
-        tqdm(total=len(tensors), unit="tensor", disable=True if quiet else None) as progress,
+        tqdm(total=len(tensors) + len(head), unit="tensor", disable=True if quiet else None) as progress,
     ):
         folder = Path(workplace) / "converted"
         folder.mkdir()
         write_tensors(folder, tensors, max_shard_size, written=progress.update)
+        if head:
+            write_safetensors(folder / HEAD_FILE, head, written=progress.update)
         config.save_pretrained(folder)
         build_generation_config(source, config, processor).save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -282,6 +290,36 @@ def plan_tensors(
     return tensors
 
 
+def plan_distillation_head(
+    stored: dict[str, StoredTensor], config: VideoPandaConfig, dtype: torch.dtype | None
+) -> list[OutputTensor]:
+    """
+    The tensors of the distillation head, whose names need no change.
+
+    Raises:
+        ConversionError: if the checkpoint has none, or not one that fits its LLM.
+    """
+    head = {}
+    for key, tensor in stored.items():
+        if match := DISTILLATION_HEAD.fullmatch(key):
+            if match[1] in head:
+                check_equal(head[match[1]], tensor)
+            head[match[1]] = tensor
+    if "input_layer.weight" not in head:
+        raise ConversionError("The checkpoint has no distillation head to keep.")
+    text_config, teacher_hidden_size = config.text_config, head["input_layer.weight"].shape[0]
+    with torch.device("meta"):
+        expected = VideoPandaDistillationHead(
+            text_config.hidden_size, teacher_hidden_size, text_config.num_hidden_layers
+        ).state_dict()
+    if odd := sorted(set(head) ^ set(expected)):
+        raise ConversionError(f"The distillation head does not fit the LLM: wrong or missing {name_some(odd)}.")
+    for name, tensor in head.items():
+        if tensor.shape != tuple(expected[name].shape):
+            raise ConversionError(f"{tensor} has shape {tensor.shape}, but should have {tuple(expected[name].shape)}.")
+    return [OutputTensor(name, tensor.shape, dtype or tensor.dtype, tensor.chunks) for name, tensor in head.items()]
+
+
 def check_complete(copies: dict, expected: dict, config: VideoPandaConfig) -> dict[str, torch.Tensor]:
     """Raises for missing keys. The initial values for what EVE lacks, if this is one; else an empty dictionary."""
     missing = required_keys(expected) - set(copies)
@@ -369,6 +407,9 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file (default: %(default)s)")
     parser.add_argument(
         "--image-size", type=int, metavar="PIXELS", help="side of the canvas (default: as in SOURCE, or 32 patches)"
+    )
+    parser.add_argument(
+        "--keep-distillation-head", action="store_true", help=f"also write {HEAD_FILE}, to go on training with it"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)

@@ -161,7 +161,7 @@ TEACHER = re.compile(
 )
 DISTILLATION_HEAD = re.compile(
     r"model\.(?:video_tower_compressor|vision_tower_compressor)\."
-    r"(?:norm_layer\.\d+\.[01]\.(?:weight|bias)|(?:input_layer|output_layer)\.(?:weight|bias))"
+    r"(norm_layer\.\d+\.[01]\.(?:weight|bias)|(?:input_layer|output_layer)\.(?:weight|bias))"
 )
 
 # What EVE-7B has no counterpart of: everything in time, and the fusion.
