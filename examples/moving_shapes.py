@@ -171,7 +171,7 @@ if __name__ == "__main__":
     output.mkdir(parents=True, exist_ok=True)
     shipped = [("red", "circle", "to the left"), ("blue", "cross", "upwards"), ("green", "square", "to the right")]
     for number, combination in enumerate(shipped):
-        clip = draw_clip(*combination, np.random.default_rng(number))
+        clip = draw_clip(*combination, np.random.default_rng(1 + number))
         name = f"{clip.colour}_{clip.shape}_{clip.direction.split()[-1]}.mp4"
         (output / name).write_bytes(mp4(clip.frames))
         print(output / name)
