@@ -216,6 +216,26 @@ def test_a_path_that_looks_like_a_pattern_or_a_protocol_is_a_path(made, tmp_path
         assert decode_video(name)[1].total_num_frames == 48
 
 
+@pytest.mark.parametrize("packets_lost", [0, 5])
+@pytest.mark.parametrize("name", ["open_gop.ts", "hevc.ts", "mpeg2.ts", "hevc_open_gop.mp4", "mpeg2.mkv"])
+def test_a_recording_that_begins_in_the_middle_has_the_frames_a_player_shows(name, packets_lost, made, tmp_path):
+    """Without its first 12 frames and some packets; what refers to lost frames is neither shown nor counted."""
+    path = tmp_path / name
+    with av.open(str(made(name))) as container, av.open(str(path), "w") as recording:
+        stream = container.streams.video[0]
+        copy = recording.add_stream_from_template(stream)
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        second_key = [place for place, packet in enumerate(packets) if packet.is_keyframe][1]
+        for packet in packets[second_key + packets_lost :]:
+            packet.stream = copy
+            recording.mux(packet)
+    shown = [read_number(frame) for frame in frames_from_start_to_end(path)]
+    frames, _ = decode_video(path)
+    assert [read_number(frame) for frame in frames] == shown
+    frames, _ = decode_video(path, lambda _: [15, 0, 7])
+    assert [read_number(frame) for frame in frames] == [shown[15], shown[0], shown[7]]
+
+
 @pytest.mark.parametrize("name", ["mpeg4.avi", "raw.h264", "interlaced.mp4"])
 def test_a_linear_pass_that_may_keep_nothing_decodes_twice(name, made, monkeypatch):
     expected, _ = decode_video(made(name))
@@ -289,20 +309,24 @@ def test_only_the_groups_of_the_wanted_frames_are_read(tmp_path):
         assert path.stat().st_size > 5e6 and file.bytes_read < 0.4 * path.stat().st_size
 
 
-@pytest.mark.parametrize("matrix, range_", [(1, 1), (1, 2), (5, 1), (5, 2), (9, 1)])
-def test_colours_follow_the_matrix_and_range_that_the_file_names(matrix, range_, tmp_path):
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("matrix, red, blue", [(1, 0.2126, 0.0722), (5, 0.299, 0.114), (9, 0.2627, 0.0593)])
+def test_colours_follow_the_matrix_and_range_that_the_file_names(matrix, red, blue, full_range, tmp_path):
+    """`red` and `blue` are the weights of ITU-R BT.709, BT.601 and BT.2020 for luma."""
     colours = np.array([[200, 40, 40], [40, 180, 60], [50, 60, 210], [128, 128, 128]], dtype=np.uint8)
     picture = np.repeat(np.repeat(colours[None], 64, axis=0), 32, axis=1)
-    yuv = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-        format="yuv444p", dst_colorspace=matrix, dst_color_range=range_
-    )
+    r, g, b = np.moveaxis(picture / 255, -1, 0)
+    y = red * r + (1 - red - blue) * g + blue * b
+    u, v = (b - y) / (2 - 2 * blue), (r - y) / (2 - 2 * red)
+    black, luma, chroma = (0, 255, 255) if full_range else (16, 219, 224)
+    yuv = np.stack([black + luma * y, 128 + chroma * u, 128 + chroma * v]).round().astype(np.uint8)
+
     path = tmp_path / "colours.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=25)
         stream.width, stream.height, stream.pix_fmt = 128, 64, "yuv444p"
-        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, range_
-        yuv.pts, yuv.time_base = 0, Fraction(1, 25)
-        container.mux([*stream.encode(yuv), *stream.encode(None)])
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, 2 if full_range else 1
+        container.mux([*stream.encode(av.VideoFrame.from_ndarray(yuv, format="yuv444p")), *stream.encode(None)])
     frames, _ = decode_video(path)
     assert np.abs(frames[0].astype(int) - picture).max() <= 3
 

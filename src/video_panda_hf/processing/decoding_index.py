@@ -128,7 +128,8 @@ def _declared_duration(container: InputContainer, stream: VideoStream) -> float:
 
 def _packets_tell_frames(container: InputContainer, stream: VideoStream) -> bool:
     codec = stream.codec_context
-    if codec.name in _FIELD_CODECS and codec.field_order not in _PROGRESSIVE:
+    field_order = getattr(codec, "field_order", _PROGRESSIVE[0])  # PyAV tells it since version 18
+    if codec.name in _FIELD_CODECS and field_order not in _PROGRESSIVE:
         return False
     formats = set(container.format.name.split(","))
     return bool(formats & _TIMED_CONTAINERS) or ("avi" in formats and codec.codec.intra_only)
@@ -168,8 +169,11 @@ def _index_from_packets(container: InputContainer, stream: VideoStream, budget: 
         shown.append(not packet.is_discard and not (is_vp8 and _is_hidden(packet)))
         if shown[-1]:
             end = max(end, packet.pts + (packet.duration or 0))
+    if not pts:
+        return None
     pts, dts = np.array(pts), np.array(dts)
     is_key, shown = np.array(is_key, dtype=bool), np.array(shown, dtype=bool)
+    shown &= pts >= pts[0]  # what is shown before the first key frame was cut off from what it refers to
     if not shown.any() or len(np.unique(pts[shown])) < shown.sum():
         return None
     is_key &= _begins_a_group(pts, is_key)

@@ -6,19 +6,12 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 
-# AVColorSpace (ITU-T H.273 table 4) to the coefficients that swscale knows.
-_COLORSPACES = {
-    1: Colorspace.ITU709,
-    4: Colorspace.FCC,
-    5: Colorspace.ITU601,
-    6: Colorspace.ITU601,
-    7: Colorspace.SMPTE240M,
-    9: Colorspace.BT2020,
-    10: Colorspace.BT2020,
-}
+# swscale's names of the colour matrices (SWS_CS_*), and which of them each AVColorSpace (ITU-T H.273, table 4) is.
+_BT709, _FCC, _BT601, _SMPTE240M, _BT2020 = 1, 4, 5, 7, 9
+_MATRICES = {1: _BT709, 4: _FCC, 5: _BT601, 6: _BT601, 7: _SMPTE240M, 9: _BT2020, 10: _BT2020}
 
 
 @dataclass
@@ -59,7 +52,7 @@ class PictureConverter:
             width=self.width,
             height=self.height,
             format="rgb24",
-            src_colorspace=_colorspace(frame),
+            src_colorspace=_colour_matrix(frame),
             src_color_range=frame.color_range or _default_range(frame),
             dst_color_range=ColorRange.JPEG,
             interpolation=Interpolation.BICUBIC,
@@ -95,9 +88,9 @@ class Orientation:
         return picture[:: -1 if self.mirror_rows else 1, :: -1 if self.mirror_columns else 1]
 
 
-def _colorspace(frame: av.VideoFrame) -> Colorspace:
+def _colour_matrix(frame: av.VideoFrame) -> int:
     high_definition = min(frame.height, frame.width) >= 720
-    return _COLORSPACES.get(frame.colorspace, Colorspace.ITU709 if high_definition else Colorspace.ITU601)
+    return _MATRICES.get(frame.colorspace, _BT709 if high_definition else _BT601)
 
 
 def _default_range(frame: av.VideoFrame) -> ColorRange:

@@ -45,7 +45,7 @@ def open_reader(source: VideoSource, budget: Budget, strict: bool, all_times: bo
                 reader = WebpReader(closing.enter_context(open_webp(readable, budget.video)), budget, strict)
             else:
                 container, stream = closing.enter_context(open_video(readable, budget))
-                _prepare_decoder(stream, budget.limits, strict)
+                _prepare_decoder(container, stream, budget.limits, strict)
                 index = index_frames(container, stream, budget, all_times)
                 if index is None:
                     reader = LinearReader(readable, container, stream, budget, strict)
@@ -54,11 +54,11 @@ def open_reader(source: VideoSource, budget: Budget, strict: bool, all_times: bo
         yield reader
 
 
-def _prepare_decoder(stream: VideoStream, limits: DecodeLimits, strict: bool) -> None:
+def _prepare_decoder(container: InputContainer, stream: VideoStream, limits: DecodeLimits, strict: bool) -> None:
     codec = stream.codec_context
     codec.thread_type = "AUTO"
     codec.thread_count = min(torch.get_num_threads(), MAX_THREADS)  # a DataLoader worker has one
-    if strict:
+    if strict and container.format.name != "mpegts":  # a broadcast is cut anywhere, which is no damage
         codec.options["err_detect"] = "explode"  # otherwise FFmpeg paints over damage without a word
     if limits.max_pixels is not None:
         codec.options["max_pixels"] = str(limits.max_pixels)
@@ -228,7 +228,7 @@ class SeekingReader(StreamReader):
         key_time = self.index.pts[first]
         packets = itertools.chain(zip(range(first, last + 1), self._from(start), strict=False), [(last + 1, None)])
         for place, packet in packets:
-            if packet is not None and start > 0 and packet.pts < key_time:  # refers to what is not decoded
+            if packet is not None and packet.pts < key_time:  # refers to what is not decoded
                 continue
             try:
                 frames = self._feed_for(wanted, packet)
@@ -347,7 +347,7 @@ class LinearReader(StreamReader):
         if not isinstance(self.readable, str):
             self.readable.seek(0)
         with open_video(self.readable, self.budget) as (container, stream):
-            _prepare_decoder(stream, self.budget.limits, self.strict)
+            _prepare_decoder(container, stream, self.budget.limits, self.strict)
             for number, frame in enumerate(self._decode_all(container, stream)):
                 if number in wanted:
                     yield number, self.convert(frame)
