@@ -91,7 +91,7 @@ def test_the_converter_carries_the_head_over(golden, tmp_path):
         assert torch.equal(value, golden[0][PREFIX + name])
 
 
-HALVES = [("input_layer.weight", "no distillation head"), ("norm_layer.2.0.bias", "missing norm_layer.2.0.bias")]
+HALVES = [("input_layer.weight", "no distillation head"), ("norm_layer.2.0.bias", "missing `norm_layer.2.0.bias`")]
 
 
 @pytest.mark.parametrize(("key", "message"), HALVES)

@@ -2,13 +2,20 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPImageProcessor, Trainer, TrainingArguments
 
 from test_distillation import tiny_teacher
 from tiny_models import PAD, PATCH_DIM, placeholders, tiny_model
-from video_panda_hf.training import VideoPandaTrainer, VideoPandaTrainingArguments
-from video_panda_hf.training.trainer import part_of
+from video_panda_hf.training import (
+    LANGUAGE_MODEL_LINEARS,
+    STAB_AND_PROJECTOR,
+    VideoPandaTrainer,
+    VideoPandaTrainingArguments,
+    last_complete_checkpoint,
+)
+from video_panda_hf.training.trainer import estimate_length, part_of
 
 
 GRIDS = [(4, 8, 8), (4, 4, 8), (1, 8, 8), (8, 8, 4), None, (4, 8, 8), (4, 8, 6), (4, 4, 4)]
@@ -163,3 +170,163 @@ def test_a_batch_has_one_loss_however_it_is_split(tmp_path, teacher_folder):
     assert results[0]["language_loss"] == pytest.approx(tiny_model()(**collate(make_examples()[:4])).loss.item())
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], atol=1e-6, rtol=1e-5)
+
+
+def test_an_evaluation_reports_the_language_models_loss(tmp_path, teacher_folder):
+    trainer = make_trainer(tmp_path, distillation_teacher=teacher_folder, per_device_eval_batch_size=8)
+    metrics = trainer.evaluate(make_examples()[:4])
+    assert metrics["eval_loss"] == pytest.approx(tiny_model()(**collate(make_examples()[:4])).loss.item(), abs=1e-5)
+
+
+def test_mixed_precision_learns_like_full_precision(tmp_path, teacher_folder):
+    """Autocast reaches STAB, LLM and distillation head alike; the weights and the losses stay in float32."""
+    losses = []
+    for bf16 in (False, True):
+        trainer = make_trainer(
+            tmp_path, bf16=bf16, distillation_teacher=teacher_folder, train_vision=False, gradient_checkpointing=bf16
+        )
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
+
+
+# Checkpoints
+
+
+def losses_of(trainer) -> list[tuple]:
+    return [(e["step"], e["language_loss"], e["distillation_loss"]) for e in trainer.state.log_history if "loss" in e]
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_has_the_losses_of_an_unbroken_one(tmp_path, teacher_folder):
+    """Dropout, shuffling, schedule, optimizer and distillation head: all of them go on."""
+    options = {
+        "max_steps": 6,
+        "distillation_teacher": teacher_folder,
+        "train_sampling_strategy": "random",
+        "lr_scheduler_type": "cosine",
+        "save_strategy": "steps",
+        "save_steps": 3,
+    }
+    unbroken = make_trainer(tmp_path / "unbroken", **options)
+    unbroken.train()
+    resumed = make_trainer(tmp_path / "resumed", **options)
+    with torch.no_grad():  # whatever it starts with
+        for parameter in resumed.model.parameters():
+            parameter.zero_()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "unbroken" / "checkpoint-3"))
+    assert losses_of(resumed)[3:] == losses_of(unbroken)[3:]
+    for name, value in unbroken.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+def test_a_checkpoint_holds_the_head_beside_the_model_and_no_teacher(tmp_path, teacher_folder):
+    trainer = make_trainer(tmp_path, distillation_teacher=teacher_folder, save_strategy="steps", save_steps=2)
+    trainer.train()
+    checkpoint = tmp_path / "checkpoint-2"
+    head = load_file(checkpoint / "distillation_head.safetensors")
+    assert {name: value.tolist() for name, value in head.items()} == {
+        name: value.tolist() for name, value in trainer.distillation_head.state_dict().items()
+    }
+    assert set(load_file(checkpoint / "model.safetensors")) == set(tiny_model().state_dict())
+    assert sum(value.numel() for value in trainer.model.parameters()) == sum(
+        value.numel() for value in [*tiny_model().parameters(), *trainer.distillation_head.parameters()]
+    )
+    # The next stage starts from it.
+    following = make_trainer(tmp_path, distillation_teacher=teacher_folder, distillation_head=str(checkpoint))
+    for name, value in following.distillation_head.state_dict().items():
+        assert torch.equal(value, head[name])
+
+
+def test_a_head_of_another_model_is_an_error(tmp_path, teacher_folder):
+    save_file({"input_layer.weight": torch.zeros(3, 3)}, tmp_path / "distillation_head.safetensors")
+    with pytest.raises(ValueError, match="of another LLM or teacher"):
+        make_trainer(tmp_path, distillation_teacher=teacher_folder, distillation_head=str(tmp_path))
+
+
+def test_the_last_complete_checkpoint_is_not_the_last_folder(tmp_path):
+    assert last_complete_checkpoint(tmp_path / "nothing") is None
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert last_complete_checkpoint(tmp_path) is None
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+# Arguments and data
+
+
+def test_arguments_that_make_no_sense_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="Nothing to train"):
+        VideoPandaTrainingArguments(str(tmp_path), train_vision=False, train_projector=False, train_language=False)
+    with pytest.raises(ValueError, match="distillation_teacher"):
+        VideoPandaTrainingArguments(str(tmp_path), distillation_head="somewhere")
+
+
+def test_grouping_puts_conversations_with_videos_together(tmp_path):
+    video, text = {"type": "video", "video": "clip.mp4"}, {"type": "text", "text": "What happens?"}
+    with_video = {"messages": [{"role": "user", "content": [video, text]}, {"role": "assistant", "content": "Rain."}]}
+    text_only = {"messages": [{"role": "user", "content": "Hello " * 9}, {"role": "assistant", "content": "Hi."}]}
+    assert estimate_length(with_video["messages"]) > 100 * estimate_length(text_only["messages"])
+    dataset = [with_video, text_only] * 400
+    trainer = make_trainer(
+        tmp_path, examples=dataset, train_sampling_strategy="group_by_length", per_device_train_batch_size=8
+    )
+    batches = torch.tensor(list(trainer._get_train_sampler())).view(-1, 8) % 2
+    assert sorted(set(batches.flatten().tolist())) == [0, 1]
+    assert sum(len(batch.unique()) > 1 for batch in batches) <= 4  # of 100: where the sampler's groups meet
+
+
+# PEFT
+
+
+def with_adapters(model, **options):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=LANGUAGE_MODEL_LINEARS, init_lora_weights=False, **options)
+    return peft.get_peft_model(model, config)
+
+
+@pytest.mark.parametrize("stab", [False, True])
+def test_only_adapters_and_what_is_trained_in_full_change(tmp_path, stab):
+    model = with_adapters(tiny_model(), modules_to_save=STAB_AND_PROJECTOR if stab else None)
+    adapted = {name.rpartition(".lora_A")[0] for name in model.state_dict() if "lora_A" in name}
+    assert len(adapted) == 2 * 7 and all("language_model" in name for name in adapted)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    make_trainer(tmp_path, model).train()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
+    assert {name for name in before if "lora_" in name} <= changed
+    others = {name for name in changed if "lora_" not in name}
+    assert bool(others) == stab and all(".modules_to_save." in name for name in others)
+
+
+def test_adapters_saved_loaded_and_merged_give_the_same_logits(tmp_path, teacher_folder):
+    """With STAB trained in full, and batch norm's statistics with it; the head goes into its own file."""
+    peft = pytest.importorskip("peft")
+    model = with_adapters(tiny_model(), modules_to_save=STAB_AND_PROJECTOR)
+    trainer = make_trainer(tmp_path, model, distillation_teacher=teacher_folder)
+    trainer.train()
+    trainer.save_model()
+    assert (tmp_path / "distillation_head.safetensors").is_file()
+    assert not any("distillation" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
+    batch = collate(make_examples()[:3])
+    expected = model.eval()(**batch).logits
+    loaded = peft.PeftModel.from_pretrained(tiny_model(), tmp_path).eval()
+    torch.testing.assert_close(loaded(**batch).logits, expected)
+    merged = loaded.merge_and_unload()
+    torch.testing.assert_close(merged(**batch).logits, expected, atol=1e-4, rtol=1e-4)
+    assert (tiny_model()(**batch).logits - expected).abs().max() > 0.1
+    merged.save_pretrained(tmp_path / "merged")
+    assert set(load_file(tmp_path / "merged" / "model.safetensors")) == set(tiny_model().state_dict())
+
+
+def test_a_run_with_adapters_goes_on_from_its_checkpoint(tmp_path, teacher_folder):
+    options = {"max_steps": 4, "distillation_teacher": teacher_folder, "save_strategy": "steps", "save_steps": 2}
+    runs = []
+    for checkpoint in (None, str(tmp_path / "checkpoint-2")):
+        torch.manual_seed(0)
+        model = with_adapters(tiny_model(), modules_to_save=STAB_AND_PROJECTOR)
+        trainer = make_trainer(tmp_path if checkpoint is None else tmp_path / "resumed", model, **options)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        runs.append(losses_of(trainer))
+    assert runs[1][2:] == runs[0][2:]

@@ -202,7 +202,10 @@ class VideoPandaTrainer(Trainer):
 
 
 def freeze_parts(model: nn.Module, args: VideoPandaTrainingArguments) -> None:
-    """Freezes what `args` says is not to be trained. A frozen STAB stays in evaluation mode, also after `train()`."""
+    """
+    Freezes what `args` says is not to be trained. A STAB that is frozen, by whomever, stays in evaluation mode, also
+    after `train()`: else batch norm's statistics would go on changing, and dropout blur what it gives.
+    """
     trained = {
         "vision_tower": args.train_vision,
         "multi_modal_projector": args.train_projector,
@@ -212,8 +215,9 @@ def freeze_parts(model: nn.Module, args: VideoPandaTrainingArguments) -> None:
     for name, parameter in model.named_parameters():
         if not trained[module_of(name)]:
             parameter.requires_grad_(False)
-    if not args.train_vision:
-        base_model(model).model.vision_tower.register_forward_pre_hook(lambda tower, _: tower.eval() and None)
+    tower = base_model(model).model.vision_tower
+    if not any(parameter.requires_grad for parameter in tower.parameters()):
+        tower.register_forward_pre_hook(lambda tower, _: tower.eval() and None)
 
 
 def module_of(parameter_name: str) -> str | None:

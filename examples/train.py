@@ -1,0 +1,127 @@
+"""Train Video-Panda by a recipe, on one GPU or many.
+
+    python examples/train.py --config examples/recipes/stage3.yaml --model path/to/checkpoint --data data.json
+    accelerate launch --config_file examples/accelerate/ddp.yaml examples/train.py --config …
+
+A recipe is a YAML file of any of the arguments below; what the command line says goes before it. A run that was killed
+goes on from its last checkpoint if the same command is given again.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, HfArgumentParser, set_seed
+
+from video_panda_hf import VideoPandaForConditionalGeneration, VideoPandaProcessor
+from video_panda_hf.training import (
+    LANGUAGE_MODEL_LINEARS,
+    STAB_AND_PROJECTOR,
+    VideoPandaDataCollator,
+    VideoPandaTrainer,
+    VideoPandaTrainingArguments,
+    last_complete_checkpoint,
+    load_conversations,
+)
+
+
+@dataclass
+class ScriptArguments:
+    model: str | None = field(default=None, metadata={"help": "Folder or Hub id of the Video-Panda to train."})
+    llm: str | None = field(default=None, metadata={"help": "Instead of --model: a causal LM to build a new one on."})
+    dtype: str = field(default="float32", metadata={"help": "Type of the weights. What is trained needs float32."})
+    data: list[str] = field(default_factory=list, metadata={"help": "JSON, JSONL or Parquet file(s), or a Hub id."})
+    eval_data: list[str] = field(default_factory=list, metadata={"help": "The same for evaluation. Default: none."})
+    video_folder: str | None = field(
+        default=None, metadata={"help": "Where relative paths start. Default: the file's."}
+    )
+    max_length: int = field(default=4096, metadata={"help": "The most tokens of a conversation."})
+    on_error: str = field(default="raise", metadata={"help": "At a bad row or video: 'raise', or 'skip' and log it."})
+    num_frames: int | None = field(default=None, metadata={"help": "Frames of a video. Default: the processor's."})
+    lora_rank: int = field(default=0, metadata={"help": "Train adapters of this rank in place of the LLM. 0: none."})
+    lora_alpha: int = field(default=32, metadata={"help": "The adapters' scale, times their rank."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapters."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Keep the frozen LLM in 4 bits (QLoRA)."})
+
+
+def main() -> None:
+    script, args = parse_arguments()
+    set_seed(args.seed)
+    model, processor = load_model(script)
+    if script.lora_rank:
+        model = add_adapters(model, script, args)
+
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    skip_log = f"{args.output_dir}/skipped.jsonl"
+    load = {"video_folder": script.video_folder, "on_error": script.on_error, "skip_log": skip_log}
+    frames = {} if script.num_frames is None else {"num_frames": script.num_frames}
+    trainer = VideoPandaTrainer(
+        model,
+        args,
+        train_dataset=load_conversations(script.data, **load),
+        eval_dataset=load_conversations(script.eval_data, **load) if script.eval_data else None,
+        data_collator=VideoPandaDataCollator(
+            processor, script.max_length, on_error=script.on_error, skip_log=skip_log, **frames
+        ),
+        processing_class=processor,
+    )
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
+    trainer.save_model()
+
+
+def parse_arguments() -> tuple[ScriptArguments, VideoPandaTrainingArguments]:
+    parser = HfArgumentParser((ScriptArguments, VideoPandaTrainingArguments), description=__doc__.splitlines()[0])
+    parser.add_argument("--config", help="a recipe: YAML file of any of these arguments")
+    if config := parser.parse_known_args()[0].config:
+        with open(config) as file:
+            recipe = yaml.safe_load(file)
+        if unknown := set(recipe) - {action.dest for action in parser._actions}:
+            parser.error(f"{config} has settings that do not exist: {', '.join(sorted(unknown))}")
+        parser.set_defaults(**recipe)
+    script, args, _ = parser.parse_args_into_dataclasses()
+    if (script.model is None) == (script.llm is None) or not script.data:
+        parser.error("give --data, and either --model or --llm")
+    return script, args
+
+
+def load_model(script: ScriptArguments):
+    options = {"dtype": script.dtype}
+    if script.load_in_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=[*STAB_AND_PROJECTOR, "lm_head"],
+        )
+    if script.llm is not None:
+        model = VideoPandaForConditionalGeneration.from_text_pretrained(script.llm, **options)
+        return model, VideoPandaProcessor.from_text_pretrained(script.llm)
+    return AutoModelForImageTextToText.from_pretrained(script.model, **options), AutoProcessor.from_pretrained(
+        script.model
+    )
+
+
+def add_adapters(model, script: ScriptArguments, args: VideoPandaTrainingArguments):
+    """LoRA on every linear map of the LLM; STAB and projector, where trained, in full and saved with the adapters."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if script.load_in_4bit:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
+    trained = dict(zip(STAB_AND_PROJECTOR, (args.train_vision, args.train_projector), strict=True))
+    config = LoraConfig(
+        r=script.lora_rank,
+        lora_alpha=script.lora_alpha,
+        lora_dropout=script.lora_dropout,
+        target_modules=LANGUAGE_MODEL_LINEARS,
+        modules_to_save=[name for name, is_trained in trained.items() if is_trained] or None,
+    )
+    model = get_peft_model(model, config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+if __name__ == "__main__":
+    main()
