@@ -308,6 +308,14 @@ def test_layouts_and_colours_of_arrays(small):
         torch.testing.assert_close(small(given, num_frames=4)["pixel_values_videos"], expected)
 
 
+@pytest.mark.parametrize("view", [slice(None, None, -1), slice(0, 1), slice(4, 3, -1), slice(None, None, 2)], ids=str)
+def test_any_view_of_an_array_is_read(small, view):
+    frames = np.ascontiguousarray(numbered(8))
+    for array in (frames[view], np.ascontiguousarray(frames[..., ::-1])[view, :, ::-1]):
+        expected = small(np.array(array), num_frames=1)["pixel_values_videos"]
+        assert torch.equal(small(array, num_frames=1)["pixel_values_videos"], expected)
+
+
 def test_kinds_mix_in_one_call(small, video_file):
     pil = [Image.fromarray(frame) for frame in numbered(8)]
     inputs = small([str(video_file), numbered(8), pil, torch.zeros(4, 3, 28, 56, dtype=torch.uint8)])

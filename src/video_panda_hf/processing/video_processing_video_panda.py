@@ -359,8 +359,8 @@ def rgb_frames(video, input_data_format: str | ChannelDimension | None = None) -
 
 
 def as_tensor(array) -> torch.Tensor:
-    if isinstance(array, np.ndarray):
-        array = np.require(array, requirements=["C", "W"])  # no view of it if it is read-only or has negative strides
+    if isinstance(array, np.ndarray) and (not array.flags.writeable or min(array.strides, default=0) < 0):
+        array = array.copy()  # torch makes no view of such an array
     return torch.as_tensor(array)
 
 
