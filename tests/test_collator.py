@@ -277,6 +277,12 @@ def test_workers_of_either_kind_skip_and_log(processor, folder, tmp_path, start,
     assert lines["bad 3"]["worker"] == workers - 1 and collator.seen == 0
 
 
+def test_a_bad_sample_in_a_worker_raises_in_the_training(processor, folder):
+    loader = DataLoader([bad(folder)], collate_fn=VideoPandaDataCollator(processor), num_workers=1)
+    with pytest.raises(BadSampleError, match=r"sample bad \(.*cut.mp4\)"):
+        next(iter(loader))
+
+
 def test_a_stream_in_workers(processor, folder):
     datasets = pytest.importorskip("datasets")
     files = []
@@ -331,7 +337,8 @@ def test_a_plain_trainer_takes_the_dataset_and_the_collator(processor, folder, t
 
 
 def test_trl_takes_the_dataset_and_the_collator(processor, folder, tmp_path):
-    """Its own collator is for images, and is chosen by a column `images`: hence `skip_prepare_dataset`."""
+    """TRL looks at a dataset's column `images` alone to tell that it is more than text: hence `skip_prepare_dataset`,
+    without which it would tokenize the rows itself and leave their videos out."""
     trl = pytest.importorskip("trl")
     rows = [good(folder), row("what", "a ball"), row((folder / "square.mp4", "why"), "wind")]
     arguments = trl.SFTConfig(
