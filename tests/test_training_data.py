@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from video_panda_hf.training import ConversationError, ConversationReport, load_conversations
+from video_panda_hf.training import ConversationError, ConversationReport, data, load_conversations
 
 
 datasets = pytest.importorskip("datasets")
@@ -130,7 +130,7 @@ def test_a_folder_of_files_is_read_as_the_hub_would(folder):
     assert len(load_conversations(hub, folder)) == 1
 
 
-def test_a_stream_reads_no_more_than_it_gives(folder):
+def test_a_stream_reads_no_more_than_it_gives(folder, monkeypatch):
     good, bad = json.dumps(GOOD), "{ broken"
     path = folder / "data.jsonl"
     path.write_text("\n".join([good, good, bad, good]), encoding="utf-8")
@@ -138,8 +138,11 @@ def test_a_stream_reads_no_more_than_it_gives(folder):
     assert [next(rows)["id"], next(rows)["id"]] == ["0", "1"]
     with pytest.raises(ConversationError, match=r"row 2: data.jsonl, line 3 is not JSON"):
         next(rows)
+    warnings = []
+    monkeypatch.setattr(data.logger, "warning", warnings.append)
     kept = load_conversations(path, streaming=True, on_error="skip")
     assert [row["id"] for row in kept] == ["0", "1", "3"] == [row["id"] for row in kept]
+    assert len(warnings) == 2 and warnings[0].startswith("skipped row 2: data.jsonl, line 3 is not JSON")
 
 
 def test_files_are_the_shards_of_a_stream(folder):
@@ -220,5 +223,8 @@ def test_files_are_not_looked_for_if_not_wanted_nor_behind_urls(folder):
 def test_wrong_arguments_say_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file of conversations"):
         load_conversations(tmp_path / "nothing.json")
+    (tmp_path / "cut.json").write_text('[{"id": 1}, {"id"', encoding="utf-8-sig")
+    with pytest.raises(ConversationError, match=r"cut.json begins like a JSON list and is none \(.*column 18"):
+        load_conversations(tmp_path / "cut.json")
     with pytest.raises(ValueError, match="'ignore'"):
         load_conversations([], on_error="ignore")

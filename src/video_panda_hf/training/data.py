@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 from transformers.utils import logging
 
@@ -69,7 +70,7 @@ def load_conversations(
         split: which split of a Hub dataset.
         streaming: return an `IterableDataset`, that reads and checks rows when they are needed.
         on_error: "raise" a `ConversationError`, after all rows are checked (in a stream: at the first bad one), or
-            "skip" bad rows, count them in a warning and write them to `skip_log`.
+            "skip" bad rows, warn of them (in a stream: of each) and write them to `skip_log`.
         skip_log: a file that gets a JSON line for every row skipped.
         check_files: look for each video's file (not for URLs). Turn it off for slow file systems.
         report: gets the counts, if they are wanted as numbers (in a stream: of this process, so far).
@@ -106,14 +107,15 @@ def load_conversations(
             return IterableDataset.from_generator(stream_files, features=features(), gen_kwargs=given)
         return IterableDataset.from_generator(partial(stream, rows, check), features=features())
 
-    kept = check(enumerate(rows), on_error="skip")  # all of them, to name all that is bad at once
+    kept = check(enumerate(rows), on_error="count")  # all of them, to say all that is bad at once
     chunks = iter(lambda: list(islice(kept, ROWS_AT_ONCE)), [])
     datasets = [Dataset.from_list(chunk, features=features()) for chunk in chunks]
+    summary = "\n".join([str(report), *report.first_problems])
     if report.problems and on_error == "raise":
-        raise ConversationError(f"{report}\n" + "\n".join(report.first_problems))
+        raise ConversationError(summary)
     if not datasets:
-        raise ConversationError(f"no conversation to train on: {report}")
-    (logger.warning if report.problems else logger.info)(str(report))
+        raise ConversationError(f"no conversation to train on: {summary}")
+    (logger.warning if report.problems else logger.info)(summary)
     return concatenate_datasets(datasets)
 
 
@@ -162,14 +164,21 @@ class Rows:
     def __iter__(self) -> Iterator[dict | RowError]:
         for file in self.files:
             with file.open(encoding="utf-8-sig") as lines:
-                first = next((line for line in lines if line.strip()), "")
+                is_list = lines.read(1000).lstrip().startswith("[")
                 lines.seek(0)
-                if first.lstrip().startswith("["):
-                    yield from json.load(lines)
-                else:
-                    for number, line in enumerate(lines, 1):
-                        if line.strip():
-                            yield read_line(line, f"{file.name}, line {number}")
+                if is_list:
+                    yield from read_list(lines, file)
+                    continue
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        yield read_line(line, f"{file.name}, line {number}")
+
+
+def read_list(file: TextIO, path: Path) -> list:
+    try:
+        return json.load(file)
+    except json.JSONDecodeError as error:
+        raise ConversationError(f"{path} begins like a JSON list and is none ({error})") from error
 
 
 def read_line(line: str, place: str) -> dict | RowError:
@@ -230,18 +239,21 @@ def checked_rows(
     skip_log,
     report: ConversationReport,
 ) -> Iterator[dict]:
-    """The good rows; the others are counted and logged, or with `on_error="raise"` raise `ConversationError`."""
+    """The good rows; the others are counted, or also warned of ("skip"), or raise `ConversationError` ("raise")."""
     for number, row in numbered_rows:
         report.rows += 1
         try:
             good = checked_row(row, number, video_folder, check_files)
         except RowError as error:
             name = row_name(row, number)
+            message = f"{name}: {error}"
             if on_error == "raise":
-                raise ConversationError(f"{name}: {error}") from error
+                raise ConversationError(message) from error
+            if on_error == "skip":
+                logger.warning(f"skipped {message}")
             report.problems[error.problem] += 1
             if len(report.first_problems) < NAMED_PROBLEMS:
-                report.first_problems.append(f"{name}: {error}")
+                report.first_problems.append(message)
             if skip_log is not None:
                 append_json_line(skip_log, {"row": name, "problem": error.problem, "error": str(error)})
             continue
