@@ -1,0 +1,207 @@
+"""`examples/train.py` as a user runs it: recipes, a run that is killed, several processes; and that it learns."""
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPImageProcessor, set_seed
+
+from test_distillation import tiny_teacher
+from tiny_models import TEXT_CONFIGS, tiny_config
+from tiny_tokenizers import chatml_tokenizer
+from video_files import VideoSpec
+from video_panda_hf import VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaProcessor
+from video_panda_hf.training import VideoPandaDataCollator, VideoPandaTrainer, VideoPandaTrainingArguments
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def new_model(processor: VideoPandaProcessor, **text) -> VideoPandaForConditionalGeneration:
+    sizes = {**tiny_config().text_config.to_dict(), **TEXT_CONFIGS["llama"], "vocab_size": len(processor.tokenizer)}
+    sizes |= {"pad_token_id": processor.tokenizer.pad_token_id, "eos_token_id": processor.tokenizer.eos_token_id}
+    config = VideoPandaConfig(
+        vision_config={"hidden_size": 24, "num_attention_heads": 4, "patch_size": 2, "image_size": 16},
+        text_config={**sizes, **text},
+        video_token_id=processor.video_token_id,
+        row_token_id=processor.row_token_id,
+    )
+    set_seed(0)
+    return VideoPandaForConditionalGeneration(config)
+
+
+def new_processor() -> VideoPandaProcessor:
+    return VideoPandaProcessor.from_text_pretrained(chatml_tokenizer(), image_size=16, patch_size=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """`model`, `teacher` and `data.json`: a tiny checkpoint, a tiny CLIP, conversations about small videos."""
+    folder = tmp_path_factory.mktemp("train")
+    processor = new_processor()
+    processor.save_pretrained(folder / "model")
+    new_model(processor).save_pretrained(folder / "model")
+    tiny_teacher("clip", image_size=8, patch_size=2).save_pretrained(folder / "teacher")
+    CLIPImageProcessor().save_pretrained(folder / "teacher")
+    rows = []
+    for number, (width, height) in enumerate([(48, 32), (32, 48), (32, 32), (64, 32)]):
+        VideoSpec(f"{number}.mp4", "libx264", width=width, height=height, frames=16).write(folder)
+        for turn in range(4):
+            question = {"from": "human", "value": f"<video>\nWhat is shown in this video, {turn}?"}
+            answer = {"from": "gpt", "value": f"lower {'longer ' * turn}string {number}"}
+            rows.append({"id": len(rows), "video": f"{number}.mp4", "conversations": [question, answer]})
+    (folder / "data.json").write_text(json.dumps(rows))
+    return folder
+
+
+def command(folder: Path, recipe: str, output: Path, *options: str, processes: int = 1) -> list[str]:
+    launcher = [sys.executable]
+    if processes > 1:  # "multi GPU" starts the processes; the script's own --use_cpu makes them talk by gloo
+        launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"]
+        launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    options = [*"--use_cpu --bf16 false --dataloader_num_workers 0 --logging_steps 1 --seed 1".split(), *options]
+    script = [EXAMPLES / "train.py", "--config", EXAMPLES / "recipes" / f"{recipe}.yaml", "--output_dir", output]
+    return list(map(str, [*launcher, *script, "--model", folder / "model", "--data", folder / "data.json", *options]))
+
+
+def run(*arguments, **options) -> None:
+    done = subprocess.run(command(*arguments, **options), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def logs(checkpoint: Path) -> list[dict]:
+    """What a run logged of each step, but for how fast it was."""
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return [{key: value for key, value in entry.items() if "_per_second" not in key} for entry in history]
+
+
+def test_stage_1_runs_by_its_recipe_and_goes_on_where_it_was_killed(folder, tmp_path):
+    """SIGKILL after the first checkpoint; the same command again ends with the losses of an unbroken run."""
+    options = ["--distillation_teacher", folder / "teacher", "--max_steps", "24", "--save_steps", "3"]
+    options += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
+    run(folder, "stage1", tmp_path / "unbroken", *options)
+    expected = logs(tmp_path / "unbroken" / "checkpoint-24")
+    assert len(expected) == 24 and {"loss", "language_loss", "distillation_loss"} <= set(expected[0])
+    before, after = (load_file(path / "model.safetensors") for path in (folder / "model", tmp_path / "unbroken"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not any("language_model" in name or "lm_head" in name for name in changed)
+    assert (tmp_path / "unbroken" / "distillation_head.safetensors").is_file()
+
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(command(folder, "stage1", killed, *options), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    while not (killed / "checkpoint-3" / "trainer_state.json").is_file():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "checkpoint-24").exists()
+    run(folder, "stage1", killed, *options)
+    assert logs(killed / "checkpoint-24") == expected
+
+
+def parse(monkeypatch, *arguments: str):
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    return runpy.run_path(str(EXAMPLES / "train.py"))["parse_arguments"]()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rate", "batch"), [("stage1", 4e-4, 2048), ("stage2", 4e-5, 2048), ("stage3", 2e-5, 1024)]
+)
+def test_recipes_are_the_papers(monkeypatch, recipe, rate, batch):
+    arguments = ["--config", EXAMPLES / "recipes" / f"{recipe}.yaml", "--model", "model", "--data", "data.json"]
+    _, args = parse(monkeypatch, *arguments, "--bf16", "false", "--use_cpu")
+    assert (args.learning_rate, args.weight_decay, args.num_train_epochs) == (rate, 0, 1)
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps * 8 == batch
+    assert args.get_warmup_steps(1000) == (30 if recipe == "stage1" else 10)
+    assert args.train_vision and args.train_language == (recipe != "stage1")
+
+
+@pytest.mark.parametrize("recipe", ["lora", "qlora"])
+def test_the_command_line_goes_before_the_recipe(monkeypatch, recipe):
+    arguments = ["--config", EXAMPLES / "recipes" / f"{recipe}.yaml", "--model", "model", "--data", "data.json"]
+    script, args = parse(monkeypatch, *arguments, "--bf16", "false", "--use_cpu", "--lora_rank", "8")
+    assert (script.lora_rank, script.lora_alpha, script.load_in_4bit) == (8, 128, recipe == "qlora")
+    assert (args.learning_rate, args.vision_learning_rate) == (2e-4, 2e-5)
+
+
+def test_a_recipe_with_a_setting_that_does_not_exist_is_an_error(monkeypatch, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("learning_rte: 1e-4\n")
+    with pytest.raises(SystemExit):
+        parse(monkeypatch, "--config", tmp_path / "recipe.yaml")
+    assert "settings that do not exist: learning_rte" in capsys.readouterr().err
+
+
+def test_two_processes_train_as_one_and_go_on_from_each_others_checkpoints(folder, tmp_path):
+    """The same global batch: losses and weights to 1e-5. STAB is frozen, for each process' batch norm sees its own
+    part of the batch (torch's SyncBatchNorm would see all)."""
+    options = ["--max_steps", "4", "--save_steps", "2", "--learning_rate", "1e-3", "--train_vision", "false"]
+    options += ["--gradient_accumulation_steps", "2", "--distillation_teacher", folder / "teacher"]
+    one, two, both = tmp_path / "one", tmp_path / "two", tmp_path / "both"
+    run(folder, "stage3", one, *options, "--per_device_train_batch_size", "4")
+    run(folder, "stage3", two, *options, "--per_device_train_batch_size", "2", processes=2)
+    shutil.copytree(two / "checkpoint-2", both / "checkpoint-2")
+    run(folder, "stage3", both, *options, "--per_device_train_batch_size", "4")
+
+    expected = logs(one / "checkpoint-4")
+    for other in (two, both):
+        got = logs(other / "checkpoint-4")
+        for key in ("loss", "language_loss", "distillation_loss", "learning_rate"):
+            assert [entry[key] for entry in got] == pytest.approx([entry[key] for entry in expected], abs=1e-5)
+        for file in ("model.safetensors", "distillation_head.safetensors"):
+            torch.testing.assert_close(load_file(other / file), load_file(one / file), atol=1e-5, rtol=1e-5)
+
+
+# It learns
+
+
+def test_eight_clips_are_learned_to_the_letter(tmp_path):
+    """From nothing: each clip's answer tells its brightness and which way its bar moves, which a single frame does not
+    show; greedy decoding then gives every answer exactly."""
+    processor = new_processor()
+    rows = []
+    for brightness, level in {"dark": 60, "grey": 120, "light": 190, "white": 255}.items():
+        for direction in ("left", "right"):
+            clip = np.zeros((8, 16, 16, 3), np.uint8)
+            for time_step in range(8):
+                column = 2 * (time_step if direction == "right" else 7 - time_step)
+                clip[time_step, :, column : column + 2] = level
+            question = [{"type": "video", "video": clip}, {"type": "text", "text": "What is shown?"}]
+            answer = {"role": "assistant", "content": f"A {brightness} bar moves to the {direction}."}
+            rows.append({"messages": [{"role": "user", "content": question}, answer]})
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.08}
+    model = new_model(processor, **sizes)
+    arguments = VideoPandaTrainingArguments(
+        str(tmp_path),
+        max_steps=160,
+        per_device_train_batch_size=8,
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=10,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_steps=25,
+    )
+    VideoPandaTrainer(model, arguments, train_dataset=rows, data_collator=VideoPandaDataCollator(processor)).train()
+
+    model.eval()
+    for row in rows:
+        prompt = processor.apply_chat_template(
+            row["messages"][:1], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        output = model.generate(**prompt, max_new_tokens=60, do_sample=False, use_cache=True)
+        answer = processor.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert answer == row["messages"][1]["content"]
