@@ -107,7 +107,7 @@ def add_adapters(model, script: ScriptArguments, args: VideoPandaTrainingArgumen
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if script.load_in_4bit:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the Trainer does
     trained = dict(zip(STAB_AND_PROJECTOR, (args.train_vision, args.train_projector), strict=True))
     config = LoraConfig(
         r=script.lora_rank,
@@ -116,11 +116,9 @@ def add_adapters(model, script: ScriptArguments, args: VideoPandaTrainingArgumen
         target_modules=LANGUAGE_MODEL_LINEARS,
         modules_to_save=[name for name, is_trained in trained.items() if is_trained] or None,
     )
-    model = get_peft_model(model, config)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return model
+    for name in config.modules_to_save or ():
+        getattr(model.model, name).float()  # as PEFT does with the adapters: what is trained is in float32
+    return get_peft_model(model, config)
 
 
 if __name__ == "__main__":

@@ -162,6 +162,37 @@ def test_two_processes_train_as_one_and_go_on_from_each_others_checkpoints(folde
             torch.testing.assert_close(load_file(other / file), load_file(one / file), atol=1e-5, rtol=1e-5)
 
 
+def test_processes_with_and_without_videos_keep_in_step_under_fsdp2():
+    script = Path(__file__).parent / "fsdp_gradients.py"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*launcher, script], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def train_adapters(monkeypatch, folder, output, recipe: str, *options: str):
+    pytest.importorskip("peft")
+    arguments = command(folder, recipe, output, "--max_steps", "2", *options)[2:]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    runpy.run_path(str(EXAMPLES / "train.py"))["main"]()
+    weights = load_file(output / "adapter_model.safetensors")
+    assert {name.split(".")[4] for name in weights if "lora_" in name} == {"layers"}
+    kinds = ("lora_", "vision_tower", "multi_modal_projector")
+    assert all(any(kind in name for name in weights) for kind in kinds)
+    assert all(any(kind in name for kind in kinds) for name in weights)
+    assert {weight.dtype for weight in weights.values()} <= {torch.float32, torch.int64}
+
+
+def test_lora_runs_by_its_recipe(monkeypatch, folder, tmp_path):
+    train_adapters(monkeypatch, folder, tmp_path, "lora", "--bf16", "true")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="4-bit weights need a GPU")
+def test_qlora_runs_by_its_recipe(monkeypatch, folder, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    train_adapters(monkeypatch, folder, tmp_path, "qlora", "--bf16", "true", "--use_cpu", "false")
+
+
 # It learns
 
 

@@ -182,9 +182,7 @@ def test_mixed_precision_learns_like_full_precision(tmp_path, teacher_folder):
     """Autocast reaches STAB, LLM and distillation head alike; the weights and the losses stay in float32."""
     losses = []
     for bf16 in (False, True):
-        trainer = make_trainer(
-            tmp_path, bf16=bf16, distillation_teacher=teacher_folder, train_vision=False, gradient_checkpointing=bf16
-        )
+        trainer = make_trainer(tmp_path, bf16=bf16, distillation_teacher=teacher_folder, gradient_checkpointing=bf16)
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}

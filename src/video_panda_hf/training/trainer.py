@@ -48,6 +48,8 @@ class VideoPandaTrainer(Trainer):
 
     def __init__(self, model: nn.Module, args: VideoPandaTrainingArguments, *positional, **keywords):
         freeze_parts(model, args)
+        if args.world_size > 1:
+            keep_in_step(base_model(model))
         super().__init__(model, args, *positional, **keywords)
         self.teacher = None
         if args.distillation_teacher is not None:
@@ -218,6 +220,23 @@ def freeze_parts(model: nn.Module, args: VideoPandaTrainingArguments) -> None:
     tower = base_model(model).model.vision_tower
     if not any(parameter.requires_grad for parameter in tower.parameters()):
         tower.register_forward_pre_hook(lambda tower, _: tower.eval() and None)
+
+
+def keep_in_step(model: nn.Module) -> None:
+    """
+    Gives STAB and projector gradients of zero where a process has no video in its part of a batch.
+
+    Processes exchange the gradients that they have: FSDP fails, and DDP may wait for ever, where one has fewer.
+    """
+
+    def touch(model, _, inputs: dict, outputs):
+        if model.training and inputs.get("pixel_values_videos") is None:
+            unused = [*model.vision_tower.parameters(), *model.multi_modal_projector.parameters()]
+            zero = sum(parameter.sum() for parameter in unused if parameter.requires_grad) * 0.0
+            outputs["last_hidden_state"] = outputs["last_hidden_state"] + zero
+        return outputs
+
+    model.model.register_forward_hook(touch, with_kwargs=True)
 
 
 def module_of(parameter_name: str) -> str | None:
