@@ -141,6 +141,7 @@ def test_picture_files_are_the_frames_of_one_video_and_taken_as_they_are(small, 
         ({"indices": [3, 1, 4, 1]}, {"num_frames": 8}, [3, 1, 4, 1]),
         ({"indices": [7]}, {}, [7]),
         ({"start": 1.0, "indices": [0, 1, 2, 3]}, {}, [10, 11, 12, 13]),
+        ({"start": 1.0, "end": None, "indices": None, "text": None}, {"num_frames": 1}, [10]),
     ],
 )
 def test_a_part_of_a_file_is_sampled_as_if_it_were_cut_there(small, video_file, part, settings, expected):

@@ -395,7 +395,7 @@ class EncodedVideo:
     def of(cls, part: Mapping) -> "EncodedVideo":
         """From `{"video": …, "start": …, "end": …, "indices": …}`, as in the content of a message."""
         sources = [part[key] for key in SOURCE_KEYS if part.get(key) is not None]
-        unknown = set(part) - {*SOURCE_KEYS, *WINDOW_KEYS, "type"}
+        unknown = {key for key, value in part.items() if value is not None} - {*SOURCE_KEYS, *WINDOW_KEYS, "type"}
         if len(sources) != 1 or not is_encoded(sources[0]) or unknown:
             raise ValueError(
                 'a part of a video is a dictionary with the file as "video", "path" or "url", and with "start" '
