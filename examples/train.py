@@ -59,8 +59,8 @@ def main() -> None:
     trainer = VideoPandaTrainer(
         model,
         args,
-        train_dataset=load_conversations(script.data, **load),
-        eval_dataset=load_conversations(script.eval_data, **load) if script.eval_data else None,
+        train_dataset=load_conversations(one_or_all(script.data), **load),
+        eval_dataset=load_conversations(one_or_all(script.eval_data), **load) if script.eval_data else None,
         data_collator=VideoPandaDataCollator(
             processor, script.max_length, on_error=script.on_error, skip_log=skip_log, **frames
         ),
@@ -83,6 +83,10 @@ def parse_arguments() -> tuple[ScriptArguments, VideoPandaTrainingArguments]:
     if (script.model is None) == (script.llm is None) or not script.data:
         parser.error("give --data, and either --model or --llm")
     return script, args
+
+
+def one_or_all(sources: list[str]) -> str | list[str]:
+    return sources[0] if len(sources) == 1 else sources
 
 
 def load_model(script: ScriptArguments):

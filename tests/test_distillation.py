@@ -203,6 +203,18 @@ def test_teacher_gives_the_features_of_each_pictures_own_patches(kind):
     torch.testing.assert_close(features, torch.cat(expected))
 
 
+TEACHERS = [(14, 224, 16, False), (14, 336, 16, True), (16, 224, 14, False)]
+
+
+@pytest.mark.parametrize(("patch_size", "image_size", "side", "interpolates"), TEACHERS)
+def test_the_released_student_meets_clip_at_224_pixels(patch_size, image_size, side, interpolates):
+    with torch.device("meta"):
+        model = CLIPVisionModel(CLIPVisionConfig(image_size=image_size, patch_size=patch_size, **SIZES))
+    teacher = VideoPandaTeacher(model, VideoPandaVisionConfig(), (0.5,) * 3, (0.5,) * 3)
+    assert (teacher.side, teacher.options) == (side, {"interpolate_pos_encoding": interpolates})
+    assert teacher.grids(torch.tensor([[8, 18, 32]])).tolist() == [[8, round(9 * side / 16), side]]
+
+
 def test_teacher_sees_the_students_frames_at_half_the_size():
     """A picture of 2 × 2 blocks keeps its colours; around it is the teacher's mean colour, rounded down to 8 bits."""
     mean, std = (0.5, 0.4, 0.3), (0.3, 0.2, 0.1)

@@ -54,7 +54,7 @@ def collate(examples: list[dict]) -> dict:
     return batch
 
 
-def make_trainer(folder, model=None, examples=None, trainer_class=VideoPandaTrainer, callbacks=None, **arguments):
+def make_trainer(folder, model=None, examples=None, trainer_class=VideoPandaTrainer, **arguments):
     defaults = {
         "max_steps": 2,
         "per_device_train_batch_size": 2,
@@ -73,8 +73,8 @@ def make_trainer(folder, model=None, examples=None, trainer_class=VideoPandaTrai
         tiny_model() if model is None else model,
         args,
         train_dataset=examples or make_examples(),
+        eval_dataset=make_examples()[:2],
         data_collator=collate,
-        callbacks=callbacks,
     )
 
 
@@ -138,9 +138,13 @@ def test_loss_and_gradients_are_those_of_a_plain_trainer(tmp_path):
     ours, plain = tiny_model(), tiny_model()
     losses = []
     for model, trainer_class in ((ours, VideoPandaTrainer), (plain, Trainer)):
-        trainer = make_trainer(tmp_path, model, trainer_class=trainer_class, gradient_accumulation_steps=2)
+        options = {"gradient_accumulation_steps": 2, "max_steps": 4, "logging_steps": 2}
+        trainer = make_trainer(tmp_path, model, trainer_class=trainer_class, **options)
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        if trainer_class is VideoPandaTrainer:
+            terms = [entry["language_loss"] for entry in trainer.state.log_history if "loss" in entry]
+            assert terms == pytest.approx(losses[0], abs=1e-5) and len(terms) == 2
     assert losses[0] == losses[1]
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value, msg=name)
@@ -234,6 +238,23 @@ def test_a_checkpoint_holds_the_head_beside_the_model_and_no_teacher(tmp_path, t
     following = make_trainer(tmp_path, distillation_teacher=teacher_folder, distillation_head=str(checkpoint))
     for name, value in following.distillation_head.state_dict().items():
         assert torch.equal(value, head[name])
+
+
+def test_the_best_checkpoint_comes_back_with_its_head(tmp_path, teacher_folder):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    trainer = make_trainer(
+        tmp_path,
+        distillation_teacher=teacher_folder,
+        load_best_model_at_end=True,
+        learning_rate=1.0,  # so large that the first step is the best
+        max_steps=3,
+        **options,
+    )
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert best != str(tmp_path / "checkpoint-3")
+    for name, value in load_file(f"{best}/distillation_head.safetensors").items():
+        assert torch.equal(trainer.distillation_head.state_dict()[name], value)
 
 
 def test_a_head_of_another_model_is_an_error(tmp_path, teacher_folder):

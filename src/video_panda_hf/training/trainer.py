@@ -159,10 +159,11 @@ class VideoPandaTrainer(Trainer):
         grouped = self.args.train_sampling_strategy == "group_by_length" and hasattr(train_dataset, "__len__")
         if not grouped or "messages" not in train_dataset[0]:
             return super()._get_train_sampler(train_dataset)
+        seed = self.args.data_seed
         return LengthGroupedSampler(
             self.args.train_batch_size * self.args.gradient_accumulation_steps,
             lengths=[estimate_length(example["messages"]) for example in train_dataset],
-            generator=torch.Generator().manual_seed(self.args.data_seed or self.args.seed),
+            generator=torch.Generator().manual_seed(self.args.seed if seed is None else seed),
         )
 
     def count(self, inputs: dict, terms: list[torch.Tensor]) -> None:
@@ -199,8 +200,16 @@ class VideoPandaTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.teacher is not None and not self.is_fsdp_enabled:  # FSDP's own checkpoints have the head
-            load_head(self.distillation_head, resume_from_checkpoint)
+        self.load_head_of(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self.load_head_of(self.state.best_model_checkpoint)
+
+    def load_head_of(self, checkpoint: str) -> None:
+        # The checkpoints of FSDP and DeepSpeed have the head among the model's own weights.
+        if self.teacher is not None and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+            load_head(self.distillation_head, checkpoint)
 
 
 def freeze_parts(model: nn.Module, args: VideoPandaTrainingArguments) -> None:
