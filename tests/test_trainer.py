@@ -276,6 +276,12 @@ def test_the_last_complete_checkpoint_is_not_the_last_folder(tmp_path):
 # Arguments and data
 
 
+def test_several_gpus_in_one_process_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(VideoPandaTrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match="accelerate launch"):
+        make_trainer(tmp_path)
+
+
 def test_arguments_that_make_no_sense_are_errors(tmp_path):
     with pytest.raises(ValueError, match="Nothing to train"):
         VideoPandaTrainingArguments(str(tmp_path), train_vision=False, train_projector=False, train_language=False)

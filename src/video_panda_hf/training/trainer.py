@@ -15,7 +15,8 @@ from .arguments import VideoPandaTrainingArguments
 from .distillation import HEAD_FILE, VideoPandaDistillationHead, VideoPandaTeacher, attach_distillation_head
 
 
-# `target_modules` of a PEFT configuration: every linear map of the LLM, none of STAB, projector, heads.
+# `target_modules` of a PEFT configuration: every linear map of the LLM, none of STAB, projector, heads. For LLMs that
+# call their maps q_proj, …, down_proj, as Llama, Qwen, SmolLM, Mistral, Gemma and Phi do.
 LANGUAGE_MODEL_LINEARS = r".*\.language_model\..*_proj"
 # `modules_to_save` of a PEFT configuration: what is trained in full beside the adapters, and saved with them.
 STAB_AND_PROJECTOR = ["vision_tower", "multi_modal_projector"]
@@ -41,7 +42,7 @@ class VideoPandaTrainer(Trainer):
     The evaluation loss is the language model's alone.
 
     Raises:
-        ValueError: for a teacher together with DeepSpeed ZeRO-3.
+        ValueError: for a teacher together with DeepSpeed ZeRO-3, for several GPUs in one process.
     """
 
     args: VideoPandaTrainingArguments
@@ -51,6 +52,11 @@ class VideoPandaTrainer(Trainer):
         if args.world_size > 1:
             keep_in_step(base_model(model))
         super().__init__(model, args, *positional, **keywords)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs and one process: packed patches cannot be dealt out to them. Start with "
+                "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
+            )
         self.teacher = None
         if args.distillation_teacher is not None:
             self.teacher = self.load_teacher()
@@ -171,9 +177,7 @@ class VideoPandaTrainer(Trainer):
         grids, mask = inputs.get("video_grid_thw"), inputs.get("attention_mask")
         tokens = inputs["input_ids"].numel() if mask is None else mask.sum()
         counts = [tokens, 0 if grids is None else len(grids), *terms]
-        counts = torch.stack(
-            [torch.as_tensor(count, dtype=torch.float64, device=self.args.device) for count in counts]
-        )
+        counts = torch.stack([torch.as_tensor(count, device=self.args.device).float() for count in counts])
         self._sums = counts if self._sums is None else self._sums + counts
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
