@@ -8,8 +8,9 @@ from transformers import TrainingArguments
 @dataclass
 class VideoPandaTrainingArguments(TrainingArguments):
     """
-    `TrainingArguments` for `VideoPandaTrainer`. All of those keep their meaning and, but for one, their default:
-    `remove_unused_columns` is off, since the collator needs the examples' messages.
+    `TrainingArguments` for `VideoPandaTrainer`. All of those keep their meaning and, but for two, their default:
+    `remove_unused_columns` is off, since the collator needs the examples' messages, and so is `dispatch_batches` of
+    `accelerator_config`, since packed pixels cannot be sliced by rows.
 
     A model has three parts: vision (STAB and projector), language (the LLM and its head) and, with a teacher, the
     distillation head.
@@ -52,6 +53,8 @@ class VideoPandaTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches is None:
+            self.accelerator_config.dispatch_batches = False
         if self.distillation_head is not None and self.distillation_teacher is None:
             raise ValueError(
                 "`distillation_head` is of no use without a `distillation_teacher`: give both or neither."

@@ -37,6 +37,7 @@ class VideoPandaTrainer(Trainer):
       trained with the model and saved beside it, as `distillation_head.safetensors`; the teacher is never saved;
     * logs `language_loss`, `distillation_loss`, `tokens_per_second` (without padding) and `videos_per_second`, over
       all processes; evaluation and saving do not count as time;
+    * computes logits only where a label follows: a video has thousands of positions, its answer a few;
     * with `train_sampling_strategy="group_by_length"`, puts examples with videos together, and those without.
 
     The evaluation loss is the language model's alone.
@@ -110,6 +111,9 @@ class VideoPandaTrainer(Trainer):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
+        if self.label_smoother is None and self.compute_loss_func is None:  # these two want all logits
+            next_labels = nn.functional.pad(inputs["labels"], (0, 1), value=-100)[:, 1:]
+            inputs = {**inputs, "logits_to_keep": next_labels != -100}
         if self.teacher is not None:
             inputs = {**inputs, **self.distillation_inputs(inputs)}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
