@@ -119,7 +119,7 @@ def training_and_held_out_combinations() -> tuple[list[tuple[str, str, str]], li
 def draw_clip(colour: str, shape: str, direction: str, rng: np.random.Generator, frames: int = FRAMES) -> Clip:
     """A clip whose size, background, noise, and the shape's own size, tint, path and speed come from `rng`."""
     size = np.array(SIZES[rng.integers(len(SIZES))])  # height, width
-    radius = rng.uniform(0.17, 0.25) * float(size.min())
+    radius = rng.uniform(0.2, 0.28) * float(size.min())
 
     axis, sense = DIRECTIONS[direction]
     free = size[::-1] - 2 * (radius + 1)  # x, y: how far a centre can travel
