@@ -102,7 +102,6 @@ def flops(function):
 
 def peak_bytes(function, device):
     """The most that one call holds beyond what was there before it, as torch's allocator sees it."""
-    function()
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -122,7 +121,7 @@ def peak_bytes(function, device):
 
 
 def seconds(functions, device, rounds):
-    """Median seconds of each, all of them taking turns."""
+    """Median seconds of each, all of them taking turns. Each ran before."""
 
     def timed(function):
         start = time.perf_counter()
@@ -131,8 +130,6 @@ def seconds(functions, device, rounds):
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    for function in functions.values():
-        timed(function)
     times = [{name: timed(function) for name, function in functions.items()} for _ in range(rounds)]
     return {name: statistics.median(turn[name] for turn in times) for name in functions}
 
@@ -176,6 +173,7 @@ def main():
     projector = sum(weight.numel() for weight in model.multi_modal_projector.parameters())
     print(f"parameters: STAB {parameters / 1e6:.1f} M, projector {projector / 1e6:.1f} M\n")
 
+    operations = {name: flops(function) for name, function in everything.items()}
     times = seconds(everything, device, arguments.rounds)
     unit = times[next(iter(everything))]
     token_tensor = pixels.element_size() * frames * rows * columns * model.config.vision_config.hidden_size
@@ -184,7 +182,7 @@ def main():
     for name, function in everything.items():
         peak = peak_bytes(function, device) / token_tensor
         print(
-            f"| {name} | {flops(function) / 1e9:,.1f} | {times[name] / unit:.2f} x | {peak:.1f} token tensors |",
+            f"| {name} | {operations[name] / 1e9:,.1f} | {times[name] / unit:.2f} x | {peak:.1f} token tensors |",
             flush=True,
         )
     print(f"\n1.00 x is {unit * 1e3:.1f} ms here; a token tensor is {token_tensor / 1e6:.1f} MB.")
