@@ -19,6 +19,7 @@ from video_panda_hf import (
     VideoPandaVisionConfig,
     VideoPandaVisionModel,
 )
+from video_panda_hf.modeling.layout_video_panda import VideoLayout, lay_out
 
 
 COMPANY = [[(8, 8, 8)], [(4, 4, 8), (1, 6, 4)], [], [(1, 8, 2)], [(16, 2, 6)]]
@@ -77,6 +78,19 @@ def test_the_first_token_of_every_frame_is_its_context_and_rows_end_with_one_and
     row = model.model.vision_tower.row_embedding
     for position in range(1, 9):
         assert torch.equal(tokens[:, position], row.expand(4, -1)) == (position in (4, 8))
+
+
+def test_videos_first_seen_in_inference_mode_can_be_trained_on():
+    """Layouts of grids are kept: they must not remember the mode or the default device they were made under."""
+    model, batch = tiny_model(), tiny_batch([[(4, 6, 2)], [(12, 2, 8)]])
+    with torch.inference_mode():
+        model(**batch)
+    model(**batch, labels=batch["input_ids"]).loss.backward()
+
+    lay_out.cache_clear()
+    with torch.device("meta"):
+        layout = VideoLayout.of(batch["pixel_values_videos"], batch["video_grid_thw"], model.config.vision_config)
+    assert layout.windows.device.type == "cpu"
 
 
 def test_it_runs_in_training_and_every_weight_learns():

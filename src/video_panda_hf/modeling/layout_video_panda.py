@@ -66,7 +66,7 @@ class VideoLayout:
     @torch.compiler.disable  # Shapes follow from these values: a compiled model is traced around them.
     def of(cls, pixel_values_videos, video_grid_thw, config: VideoPandaVisionConfig) -> "VideoLayout":
         """The layout of these grids, on the CPU. Raises `ValueError` for grids that are impossible or do not fit."""
-        grids = torch.as_tensor(video_grid_thw).cpu().long()
+        grids = torch.as_tensor(video_grid_thw, device="cpu").long()
         check_grids(pixel_values_videos.shape, grids, config)
         side = config.image_size // config.patch_size if config.pad_to_square else None
         grids = tuple(map(tuple, grids.tolist()))
@@ -89,55 +89,57 @@ def lay_out(
 
     Args: the side of the canvas (`None`: no canvas) and of a window, in patches, and the frames of a clip.
     """
-    grids = torch.tensor(grids)
-    times, rows, columns = grids.unbind(1)
+    # What is kept must serve training too, and on the host, whatever mode and default device it is made under.
+    with torch.inference_mode(False), torch.device("cpu"):
+        grids = torch.tensor(grids)
+        times, rows, columns = grids.unbind(1)
 
-    # Frames, and the patches and windows of each: `first_*` counts what the frames before it hold.
-    video_of_frame = torch.arange(len(grids)).repeat_interleave(times)
-    rows, columns = rows[video_of_frame], columns[video_of_frame]  # (frames,)
-    is_image = (times == 1)[video_of_frame]
-    patches = rows * columns
-    first_patch = patches.cumsum(0) - patches
-    window_rows, window_columns = rows // merge, columns // merge
-    tokens = window_rows * window_columns
-    first_window = tokens.cumsum(0) - tokens
+        # Frames, and the patches and windows of each: `first_*` counts what the frames before it hold.
+        video_of_frame = torch.arange(len(grids)).repeat_interleave(times)
+        rows, columns = rows[video_of_frame], columns[video_of_frame]  # (frames,)
+        is_image = (times == 1)[video_of_frame]
+        patches = rows * columns
+        first_patch = patches.cumsum(0) - patches
+        window_rows, window_columns = rows // merge, columns // merge
+        tokens = window_rows * window_columns
+        first_window = tokens.cumsum(0) - tokens
 
-    # The patches of each window.
-    frame, position = enumerate_parts(tokens)
-    row, column = position // window_columns[frame], position % window_columns[frame]
-    corner = first_patch[frame] + merge * (row * columns[frame] + column)
-    offsets = torch.arange(merge)
-    windows = corner[:, None, None] + offsets[:, None] * columns[frame][:, None, None] + offsets
+        # The patches of each window.
+        frame, position = enumerate_parts(tokens)
+        row, column = position // window_columns[frame], position % window_columns[frame]
+        corner = first_patch[frame] + merge * (row * columns[frame] + column)
+        offsets = torch.arange(merge)
+        windows = corner[:, None, None] + offsets[:, None] * columns[frame][:, None, None] + offsets
 
-    # The windows of each frame, as a rectangle with a mask where the frames differ.
-    frame_tokens = token_mask = None
-    if tokens.min() < tokens.max():
-        position = torch.arange(int(tokens.max()))
-        token_mask = position < tokens[:, None]
-        frame_tokens = torch.where(token_mask, first_window[:, None] + position, 0)
+        # The windows of each frame, as a rectangle with a mask where the frames differ.
+        frame_tokens = token_mask = None
+        if tokens.min() < tokens.max():
+            position = torch.arange(int(tokens.max()))
+            token_mask = position < tokens[:, None]
+            frame_tokens = torch.where(token_mask, first_window[:, None] + position, 0)
 
-    # The sequence of each frame: context, then the rows of its windows, ROW after every row.
-    num_frames, num_windows = len(tokens), int(tokens.sum())
-    lengths = 1 + window_rows * (window_columns + 1)
-    frame, position = enumerate_parts(lengths)
-    row, column = (position - 1) // (window_columns[frame] + 1), (position - 1) % (window_columns[frame] + 1)
-    token_order = first_window[frame] + row * window_columns[frame] + column
-    token_order = torch.where(column == window_columns[frame], num_windows + num_frames, token_order)
-    token_order = torch.where(position == 0, num_windows + frame, token_order)
+        # The sequence of each frame: context, then the rows of its windows, ROW after every row.
+        num_frames, num_windows = len(tokens), int(tokens.sum())
+        lengths = 1 + window_rows * (window_columns + 1)
+        frame, position = enumerate_parts(lengths)
+        row, column = (position - 1) // (window_columns[frame] + 1), (position - 1) % (window_columns[frame] + 1)
+        token_order = first_window[frame] + row * window_columns[frame] + column
+        token_order = torch.where(column == window_columns[frame], num_windows + num_frames, token_order)
+        token_order = torch.where(position == 0, num_windows + frame, token_order)
 
-    groups, clip_of_frame = group_clips(rows, columns, first_patch, is_image, side, merge, frames_per_clip)
-    tokens_per_frame = 1 + (grids[:, 1] // merge) * (grids[:, 2] // merge + 1)
-    return VideoLayout(
-        groups=groups,
-        windows=windows.flatten(1),
-        frame_tokens=frame_tokens,
-        token_mask=token_mask,
-        clip_of_frame=clip_of_frame,
-        is_image=is_image if bool(is_image.any()) else None,
-        token_order=token_order,
-        tokens_per_video=(times * tokens_per_frame).tolist(),
-        num_frames=num_frames,
-    )
+        groups, clip_of_frame = group_clips(rows, columns, first_patch, is_image, side, merge, frames_per_clip)
+        tokens_per_frame = 1 + (grids[:, 1] // merge) * (grids[:, 2] // merge + 1)
+        return VideoLayout(
+            groups=groups,
+            windows=windows.flatten(1),
+            frame_tokens=frame_tokens,
+            token_mask=token_mask,
+            clip_of_frame=clip_of_frame,
+            is_image=is_image if bool(is_image.any()) else None,
+            token_order=token_order,
+            tokens_per_video=(times * tokens_per_frame).tolist(),
+            num_frames=num_frames,
+        )
 
 
 def check_grids(pixel_shape: torch.Size, grids: torch.LongTensor, config: VideoPandaVisionConfig) -> None:

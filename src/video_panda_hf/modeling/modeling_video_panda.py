@@ -94,10 +94,9 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         outputs = self.vision_tower(pixel_values_videos, video_grid_thw, return_dict=True, **kwargs)
         # Every distinct token is projected once, however many rows ROW ends.
         tokens = self.multi_modal_projector(outputs.tokens)[outputs.token_order]
-        outputs.pooler_output = tokens.split(outputs.tokens_per_video)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=outputs.pooler_output,
+            pooler_output=tokens.split(outputs.tokens_per_video),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -377,14 +376,12 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             encoded = BaseModelOutputWithPooling(
                 pooler_output=[part for part in per_prompt for _ in range(expand_size) if len(part)]
             )
-            model_kwargs["mm_encoder_outputs"] = {"video": encoded}
-            mm_encoder_outputs = model_kwargs.pop("mm_encoder_outputs")
 
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
         if encoded is not None:
-            model_kwargs["mm_encoder_outputs"] = mm_encoder_outputs
+            model_kwargs["mm_encoder_outputs"] = {"video": encoded}
         return input_ids, model_kwargs
 
     def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
