@@ -45,7 +45,6 @@ from .modeling import (
     VideoPandaVisionModel,
 )
 from .processing import CHAT_TEMPLATE, VideoPandaProcessor
-from .training.distillation import HEAD_FILE, VideoPandaDistillationHead
 
 
 logger = logging.getLogger(__name__)
@@ -120,7 +119,7 @@ def convert_checkpoint(
         folder.mkdir()
         write_tensors(folder, tensors, max_shard_size, written=progress.update)
         if head:
-            write_safetensors(folder / HEAD_FILE, head, written=progress.update)
+            write_safetensors(folder / "distillation_head.safetensors", head, written=progress.update)
         config.save_pretrained(folder)
         build_generation_config(source, config, processor).save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -299,6 +298,8 @@ def plan_distillation_head(
     Raises:
         ConversionError: if the checkpoint has none, or not one that fits its LLM.
     """
+    from .training.distillation import VideoPandaDistillationHead  # not above: 100 MB of what a Trainer needs
+
     head = {}
     for key, tensor in stored.items():
         if match := DISTILLATION_HEAD.fullmatch(key):
@@ -409,7 +410,9 @@ def main(arguments: list[str] | None = None):
         "--image-size", type=int, metavar="PIXELS", help="side of the canvas (default: as in SOURCE, or 32 patches)"
     )
     parser.add_argument(
-        "--keep-distillation-head", action="store_true", help=f"also write {HEAD_FILE}, to go on training with it"
+        "--keep-distillation-head",
+        action="store_true",
+        help="also write distillation_head.safetensors, to go on training with it",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
