@@ -96,7 +96,6 @@ def load_model(script: ScriptArguments):
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=["lm_head", *(f"model.{name}" for name in STAB_AND_PROJECTOR)],
         )
     if script.llm is not None:
         model = VideoPandaForConditionalGeneration.from_text_pretrained(script.llm, **options)
