@@ -210,13 +210,14 @@ def make_videos(folder: Path) -> dict[str, Path]:
 
 
 def encode(path: Path, codec: str, width: int, height: int, seconds: int, options: dict[str, str]) -> Path:
-    """A pattern that drifts over a background, with a key frame every 250 frames."""
+    """A pattern that drifts over a background, one slice a frame and a key frame every 250 frames."""
     if path.exists():
         return path
     pattern = drifting_pattern(width, height)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=RATE, options=options)
         stream.width, stream.height, stream.pix_fmt, stream.codec_context.gop_size = width, height, "yuv420p", 250
+        stream.codec_context.thread_type = "FRAME"
         for number in range(seconds * RATE):
             left, top = (
                 round(half * (1 + np.sin(number / 97 * speed))) for half, speed in ((width / 2, 1), (height / 2, 2))

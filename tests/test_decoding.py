@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import threading
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch.utils.data import DataLoader
 
 from video_files import VideoSpec, draw_number, read_number
 from video_panda_hf.processing.decoding import DecodeLimits, decode_video
+from video_panda_hf.processing.decoding_errors import VideoLimitError
+from video_panda_hf.processing.decoding_groups import GroupDecoder
 from video_panda_hf.processing.decoding_pixels import PictureConverter
 
 
@@ -159,8 +162,36 @@ def test_the_matrix_is_as_large_as_promised():
     assert len({spec.name for spec in MATRIX}) == len(MATRIX) >= 40
 
 
+@pytest.fixture
+def decoders(monkeypatch):
+    """Has decode_video share its work between three threads as soon as it seeks; tells which threads decoded."""
+    seen = set()
+    decode_run = GroupDecoder.decode_run
+
+    def noted(self, run):
+        seen.add(threading.current_thread().name)
+        return decode_run(self, run)
+
+    monkeypatch.setattr("video_panda_hf.processing.decoding_readers.WORTH_A_DECODER", 1)
+    monkeypatch.setattr("video_panda_hf.processing.decoding_readers.decoding_threads", lambda: 3)
+    monkeypatch.setattr(GroupDecoder, "decode_run", noted)
+    return seen
+
+
 @pytest.mark.parametrize("spec", MATRIX, ids=lambda spec: spec.name)
 def test_every_frame_comes_back_by_its_number(spec, made):
+    check_numbers(spec, made)
+
+
+@pytest.mark.parametrize("spec", MATRIX, ids=lambda spec: spec.name)
+def test_every_frame_comes_back_from_several_decoders(spec, made, decoders):
+    check_numbers(spec, made)
+    if spec.name in ("b_frames.mp4", "open_gop.mkv", "hevc.ts", "vp9.webm"):
+        assert any(name.startswith("decode_video") for name in decoders)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode_video")]
+
+
+def check_numbers(spec, made):
     path = made(spec.name)
     everything, metadata = decode_video(path)
     assert [read_number(frame) for frame in everything] == spec.numbers
@@ -277,6 +308,39 @@ def test_the_sampler_is_asked_once_and_knows_everything_but_the_indices(made):
     assert seen == [(48, 25.0, 1.92, None)]
     assert [read_number(frame) for frame in frames] == [5, 2, 5]
     assert metadata.timestamps == [0.2, 0.08, 0.2]
+
+
+def test_several_decoders_read_paths_and_bytes_and_leave_a_file_object_to_one(made, decoders):
+    path = made("b_frames.mp4")
+    expected, _ = decode_video(path, lambda _: [7, 20, 41])
+    for source, several in ((path, True), (path.read_bytes(), True), (open(path, "rb"), False)):
+        decoders.clear()
+        frames, _ = decode_video(source, lambda _: [7, 20, 41])
+        np.testing.assert_array_equal(frames, expected)
+        assert any(name.startswith("decode_video") for name in decoders) == several
+
+
+def test_an_error_in_one_of_several_decoders_ends_all(made, decoders, monkeypatch):
+    feed = GroupDecoder.feed
+
+    def feed_until_time_is_up(self, packet):
+        if threading.current_thread().name.startswith("decode_video"):
+            self.budget.start -= 1000
+        return feed(self, packet)
+
+    monkeypatch.setattr(GroupDecoder, "feed", feed_until_time_is_up)
+    with pytest.raises(VideoLimitError, match="max_seconds"):
+        decode_video(made("b_frames.mp4"), lambda _: [7, 20, 41])
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode_video")]
+
+
+def test_where_no_thread_can_be_had_one_decoder_does_the_work(made, decoders, monkeypatch):
+    def no_thread(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("video_panda_hf.processing.decoding_readers.ThreadPoolExecutor.submit", no_thread)
+    frames, _ = decode_video(made("b_frames.mp4"), lambda _: [7, 20, 41])
+    assert [read_number(frame) for frame in frames] == [7, 20, 41]
 
 
 def test_an_index_outside_the_video_is_named(made):

@@ -1,6 +1,6 @@
 """From a decoded frame to the picture that a player would show: upright, with square pixels, RGB."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
@@ -39,6 +39,10 @@ class PictureConverter:
         elif sample_aspect_ratio and sample_aspect_ratio > 0:
             height = round(height / sample_aspect_ratio)
         return cls(height, width, Orientation.of(frame), VideoReformatter())
+
+    def another(self) -> "PictureConverter":
+        """The same for another thread."""
+        return replace(self, reformatter=VideoReformatter())
 
     @property
     def size(self) -> tuple[int, int]:

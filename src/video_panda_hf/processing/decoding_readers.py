@@ -2,34 +2,34 @@
 
 import itertools
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
+from queue import SimpleQueue
 from typing import BinaryIO
 
 import av
 import numpy as np
 import PIL.Image
-import torch
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from .decoding_errors import (
     Budget,
     CorruptVideoError,
-    DecodeLimits,
     NotAVideoError,
     VideoDecodeWarning,
     check_limit,
     errors_of,
 )
-from .decoding_index import FrameIndex, cut_off, index_frames
+from .decoding_groups import GroupDecoder, PacketDecoder, Run, decoding_threads, prepare_decoder
+from .decoding_index import cut_off, index_frames
 from .decoding_pixels import PictureConverter
-from .decoding_source import VideoSource, demux, first_bytes, open_source, open_video
+from .decoding_source import VideoSource, demux, first_bytes, open_source, open_video, reopened
 
 
 DEFAULT_RATE = 25.0  # frames per second where a file tells nothing
-MAX_THREADS = 8  # more gain little, and each holds a frame
-WORTH_A_SEEK = 8  # packets to be skipped for a seek to be cheaper than decoding on
+WORTH_A_DECODER = 64  # frames to decode for another decoder to be worth its opening
 KEPT_BYTES = 128 * 2**20  # decoded frames that a linear pass keeps, so as not to decode twice
 
 
@@ -45,23 +45,13 @@ def open_reader(source: VideoSource, budget: Budget, strict: bool, all_times: bo
                 reader = WebpReader(closing.enter_context(open_webp(readable, budget.video)), budget, strict)
             else:
                 container, stream = closing.enter_context(open_video(readable, budget))
-                _prepare_decoder(container, stream, budget.limits, strict)
+                prepare_decoder(container, stream, budget.limits, strict, decoding_threads())
                 index = index_frames(container, stream, budget, all_times)
                 if index is None:
                     reader = LinearReader(readable, container, stream, budget, strict)
                 else:
-                    reader = SeekingReader(container, stream, budget, strict, index)
+                    reader = SeekingReader(readable, GroupDecoder(container, stream, budget, strict, index))
         yield reader
-
-
-def _prepare_decoder(container: InputContainer, stream: VideoStream, limits: DecodeLimits, strict: bool) -> None:
-    codec = stream.codec_context
-    codec.thread_type = "AUTO"
-    codec.thread_count = min(torch.get_num_threads(), MAX_THREADS)  # a DataLoader worker has one
-    if strict and container.format.name != "mpegts":  # a broadcast is cut anywhere, which is no damage
-        codec.options["err_detect"] = "explode"  # otherwise FFmpeg paints over damage without a word
-    if limits.max_pixels is not None:
-        codec.options["max_pixels"] = str(limits.max_pixels)
 
 
 class FrameReader:
@@ -89,6 +79,16 @@ class FrameReader:
         check_limit(self.video, "its longer side in pixels", max(height, width), limits.max_side, "max_side")
         check_limit(self.video, "its number of pixels", height * width, limits.max_pixels, "max_pixels")
         self.size = height, width
+
+    def _check_end(self, container: InputContainer, stream: VideoStream, end: float) -> None:
+        """Notes if the file ends before it should; `end` is when its last frame ends, on its own clock."""
+        if missing := cut_off(container, stream, end):
+            self.damage = missing
+            if self.strict:
+                raise CorruptVideoError(
+                    f"{self.video}: is cut off: {missing}. {self.count} frames can be had: "
+                    "fetch the file again, or pass `strict=False` to take those."
+                )
 
     def read(self, numbers: Sequence[int]) -> np.ndarray:
         """The frames of these numbers, in this order, as (T, height, width, 3) uint8 RGB."""
@@ -129,68 +129,29 @@ class FrameReader:
         raise NotImplementedError
 
 
-class StreamReader(FrameReader):
-    """What both ways of reading a stream with FFmpeg share."""
+class SeekingReader(FrameReader):
+    """Decodes from the key frame before each wanted frame, and only so far; several such stretches at a time."""
 
-    def __init__(self, stream: VideoStream, budget: Budget, strict: bool):
-        super().__init__(budget, strict)
-        self.stream = stream
-
-    def _feed(self, packet: av.Packet | None) -> list[av.VideoFrame]:
-        """What comes out of the decoder when `packet` goes in; `None` drains it."""
-        self.budget.spend()
-        try:
-            return self.stream.codec_context.decode(packet)
-        except av.error.EOFError:  # already drained
-            return []
-        except av.error.InvalidDataError as error:
-            self.damage = (
-                "a packet that cannot be decoded" if packet is None else f"a damaged packet at {_seconds(packet)}"
-            )
-            if self.strict:
-                raise CorruptVideoError(
-                    f"{self.video}: found {self.damage}. Repair the file, or pass `strict=False` to take the rest."
-                ) from error
-            return []
-
-    def _check_end(self, container: InputContainer, end: float) -> None:
-        """Notes if the file ends before it should; `end` is when its last frame ends, on its own clock."""
-        if missing := cut_off(container, self.stream, end):
-            self.damage = missing
-            if self.strict:
-                raise CorruptVideoError(
-                    f"{self.video}: is cut off: {missing}. {self.count} frames can be had: "
-                    "fetch the file again, or pass `strict=False` to take those."
-                )
-
-    def _use_picture_of(self, frame: av.VideoFrame) -> None:
-        """Fixes the size and orientation of all frames by the first."""
+    def __init__(self, readable: str | BinaryIO, decoder: GroupDecoder):
+        super().__init__(decoder.budget, decoder.strict)
+        self.readable, self.decoder, self.index = readable, decoder, decoder.index
+        self.stream = decoder.stream
+        self.count = len(self.index)
+        seconds = float(self.stream.time_base)
+        self.duration = self.index.duration * seconds
+        self.times = None if self.index.times is None else self.index.times * seconds
+        if self.times is not None:
+            end = float(self.index.pts.min() * self.stream.time_base) + self.duration
+            self._check_end(decoder.container, self.stream, end)
+        number, frame = self._find_first_frame()
         self.convert = PictureConverter.of(frame, self.stream.sample_aspect_ratio)
         self._set_size(*self.convert.size)
-
-
-class SeekingReader(StreamReader):
-    """Decodes from the key frame before each wanted frame, and only so far."""
-
-    def __init__(
-        self, container: InputContainer, stream: VideoStream, budget: Budget, strict: bool, index: FrameIndex
-    ):
-        super().__init__(stream, budget, strict)
-        self.container, self.index = container, index
-        self.count = len(index)
-        seconds = float(stream.time_base)
-        self.duration = index.duration * seconds
-        self.times = None if index.times is None else index.times * seconds
-        if self.times is not None:
-            self._check_end(container, float(index.pts.min() * stream.time_base) + self.duration)
-        number, frame = self._find_first_frame()
-        self._use_picture_of(frame)
         self.first_picture = number, self.convert(frame)
 
     def _find_first_frame(self) -> tuple[int, av.VideoFrame]:
         """(number, frame) of the first frame; if `strict` is off, of the first that is left."""
         for numbers in [0], range(0 if self.strict else self.count):
-            for number, frame in self._decode_frames(numbers):
+            for number, frame in self.decoder.decode(numbers):
                 return number, frame
         raise CorruptVideoError(
             f"{self.video}: frame 0 of {self.count} cannot be decoded. The file is damaged: replace or repair it."
@@ -199,110 +160,59 @@ class SeekingReader(StreamReader):
     def _decode(self, numbers):
         if self.first_picture[0] in numbers:
             yield self.first_picture
-        others = [number for number in numbers if number != self.first_picture[0]]
-        for number, frame in self._decode_frames(others):
+        missing = {number for number in numbers if number != self.first_picture[0]}
+        if (count := self._decoders_worth_having(missing)) > 1:
+            for number, picture in self._decode_in_parallel(sorted(missing), count):
+                missing.remove(number)
+                yield number, picture
+        for number, frame in self.decoder.decode(missing):  # all of them, or what takes more than one attempt
             yield number, self.convert(frame)
+        self.damage = self.damage or self.decoder.damage
 
-    def _decode_frames(self, numbers: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yields these frames in any order, as far as they can be decoded."""
-        missing, damage = set(numbers), None
-        # Some key frames need a start further back: one that refers to what came before (open GOP) fails the strict
-        # checks of FFmpeg, one that begins a gradual refresh is whole only some frames later.
-        for groups_back in (0, 1, len(self.index.keys)):
-            for start, own_start, last, wanted in self._runs(sorted(missing), groups_back):
-                try:
-                    for frame in self._decode_run(start, own_start, last, wanted):
-                        number = wanted.pop(frame.pts)
-                        missing.remove(number)
-                        yield number, frame
-                except CorruptVideoError as error:
-                    damage = error
-            if not missing:
-                return
-        if damage:
-            raise damage
-
-    def _decode_run(self, start: int, own_start: int, last: int, wanted: dict[int, int]) -> Iterator[av.VideoFrame]:
-        """Decodes from group `start` to packet `last`; damage before group `own_start` does no harm."""
-        first, harmless = (self.index.keys[group] for group in (start, own_start))
-        key_time = self.index.pts[first]
-        packets = itertools.chain(zip(range(first, last + 1), self._from(start), strict=False), [(last + 1, None)])
-        for place, packet in packets:
-            if packet is not None and packet.pts < key_time:  # refers to what is not decoded
-                continue
-            try:
-                frames = self._feed_for(wanted, packet)
-            except CorruptVideoError:
-                if place >= harmless:
-                    raise
-                continue
-            for frame in frames:
-                if frame.pts in wanted and not (self.strict and frame.is_corrupt):
-                    yield frame
-
-    def _runs(self, numbers: Sequence[int], groups_back: int) -> Iterator[tuple[int, int, int, dict[int, int]]]:
-        """The stretches to decode for these frames, each from `groups_back` groups before it would have to begin.
-
-        Yields (group to start at, group it would have to begin at, last packet, {presentation time: wanted number}).
-        """
-        start, last, wanted = 0, -1, {}
+    def _decoders_worth_having(self, numbers: set[int]) -> int:
+        """How many decoders would shorten the work on these frames: each takes groups of its own, and a thread."""
+        if reopened(self.readable) is None:
+            return 1
+        frames_of = {}  # group: frames to decode
         for number in numbers:
-            self._read_times(self.index.group(number))
-            group, packet, pts = self.index.locate(number)
-            begin = self.index.keys[max(0, group - groups_back)]
-            if wanted and begin > last + WORTH_A_SEEK:
-                yield max(0, start - groups_back), start, last, wanted
-                wanted = {}
-            if not wanted:
-                start, last = group, packet
-                self._read_times(max(0, group - groups_back))
-            wanted[pts] = number
-            last = max(last, packet)
-        if wanted:
-            yield max(0, start - groups_back), start, last, wanted
+            group = self.index.group(number)
+            frames_of[group] = max(frames_of.get(group, 0), number - int(self.index.first_numbers[group]) + 1)
+        return min(decoding_threads(), len(frames_of), sum(frames_of.values()) // WORTH_A_DECODER)
 
-    def _read_times(self, group: int) -> None:
-        if not self.index.is_read(group):
-            packets = self.index.packets_of(group)
-            found = itertools.islice(self._from(group), packets.stop - packets.start)
-            self.index.set_times(group, [packet.pts for packet in found])
+    def _decode_in_parallel(self, numbers: list[int], count: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields (number, picture) of all but the damaged stretches, which are left to the decoder that is strict or
+        not: so what it makes of them does not depend on which thread came first."""
+        idle: SimpleQueue[GroupDecoder | None] = SimpleQueue()
 
-    def _feed_for(self, wanted: dict[int, int], packet: av.Packet | None) -> list[av.VideoFrame]:
-        """`_feed`, but frames that are neither wanted nor referred to by others are not decoded."""
-        skip = "DEFAULT" if packet is None or packet.pts in wanted else "NONREF"
-        if self.stream.codec_context.skip_frame != skip:
-            self.stream.codec_context.skip_frame = skip
-        return self._feed(packet)
+        def pictures(run: Run) -> list[tuple[int, np.ndarray]]:
+            decoder = idle.get()
+            try:
+                decoder = decoder or self._another_decoder(closing, decoding_threads() // count)
+                convert = self.convert.another()
+                return [(number, convert(frame)) for number, frame in decoder.decode_run(run)]
+            except CorruptVideoError:
+                return []
+            finally:
+                idle.put(decoder)
 
-    def _from(self, group: int) -> Iterator[av.Packet]:
-        """Seeks to `group` and yields its packets and those after it."""
-        key, by_pts = self.index.keys[group], self.index.is_read(group)
-        key_time = (self.index.pts if by_pts else self.index.dts)[key]
-        for target in (self._seek_time(group), self._seek_time(max(0, group - 1)), self.index.dts[0]):
-            with suppress(av.FFmpegError):  # the next target may do; if none does, the frames are found missing
-                self.container.seek(int(target), stream=self.stream)
-            packets = demux(self.container, self.stream, self.budget)
-            for packet in packets:
-                time = packet.pts if by_pts else packet.dts
-                if time == key_time:
-                    yield packet
-                    yield from packets
-                    return
-                if packet.is_keyframe and time is not None and time > key_time:  # landed too late
-                    break
+        for _ in range(count):
+            idle.put(None)  # opened by the thread that needs it
+        with ExitStack() as closing, ThreadPoolExecutor(count, thread_name_prefix="decode_video") as pool:
+            try:
+                futures = _submit_all(pool, pictures, self.decoder.runs(numbers))
+                for done in as_completed(futures):
+                    futures.remove(done)  # so that its pictures can go
+                    yield from done.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
-    def _seek_time(self, group: int) -> int:
-        """The time that, given to the demuxer, should lead to the key packet of `group`."""
-        pts, dts, key = self.index.pts, self.index.dts, self.index.keys[group]
-        if self.container.format.name == "mpegts":
-            return dts[key]
-        if self.index.is_read(group):
-            return pts[key]
-        delay = pts[0] - dts[0] if self.index.is_read(0) else 0
-        return dts[key] + delay
+    def _another_decoder(self, closing: ExitStack, threads: int) -> GroupDecoder:
+        container, stream = closing.enter_context(open_video(reopened(self.readable), self.budget))
+        prepare_decoder(container, stream, self.budget.limits, True, threads)
+        return GroupDecoder(container, stream, self.budget, True, self.index)
 
 
-class LinearReader(StreamReader):
+class LinearReader(FrameReader):
     """Decodes from start to end: once to count the frames and, if they are too many to keep, again to take some."""
 
     def __init__(
@@ -313,13 +223,14 @@ class LinearReader(StreamReader):
         budget: Budget,
         strict: bool,
     ):
-        super().__init__(stream, budget, strict)
+        super().__init__(budget, strict)
         self.readable = readable
         self.kept: list[av.VideoFrame] | None = []
         pts = []
         for frame in self._decode_all(container, stream):
             if not pts:
-                self._use_picture_of(frame)
+                self.convert = PictureConverter.of(frame, stream.sample_aspect_ratio)
+                self._set_size(*self.convert.size)
             pts.append(frame.pts)
             self._keep(frame)
         if not pts:
@@ -331,7 +242,8 @@ class LinearReader(StreamReader):
         else:
             self.times = (np.array(pts) - pts[0]) * float(stream.time_base)
         self.duration = float(self.times[-1] + 1 / rate)
-        self._check_end(container, self.duration + (stream.start_time or 0) * float(stream.time_base))
+        start = (stream.start_time or 0) * float(stream.time_base)
+        self._check_end(container, stream, start + self.duration)
 
     def _keep(self, frame: av.VideoFrame) -> None:
         if self.kept is not None:
@@ -347,7 +259,7 @@ class LinearReader(StreamReader):
         if not isinstance(self.readable, str):
             self.readable.seek(0)
         with open_video(self.readable, self.budget) as (container, stream):
-            _prepare_decoder(container, stream, self.budget.limits, self.strict)
+            prepare_decoder(container, stream, self.budget.limits, self.strict, decoding_threads())
             for number, frame in enumerate(self._decode_all(container, stream)):
                 if number in wanted:
                     yield number, self.convert(frame)
@@ -355,9 +267,10 @@ class LinearReader(StreamReader):
                     break
 
     def _decode_all(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-        self.stream = stream
+        decoder = PacketDecoder(stream, self.budget, self.strict)
         for packet in itertools.chain(demux(container, stream, self.budget), [None]):
-            yield from self._feed(packet)
+            yield from decoder.feed(packet)
+        self.damage = self.damage or decoder.damage
 
 
 class WebpReader(FrameReader):
@@ -387,6 +300,17 @@ class WebpReader(FrameReader):
         return self.image
 
 
+def _submit_all(pool: ThreadPoolExecutor, work: Callable, items: Iterable) -> set[Future]:
+    """`work` begun on the items, up to the first for which no thread can be had; the rest is left to the caller."""
+    futures = set()
+    for item in items:
+        try:
+            futures.add(pool.submit(work, item))
+        except RuntimeError:
+            break
+    return futures
+
+
 def is_webp(start: bytes) -> bool:
     return start[:4] == b"RIFF" and start[8:12] == b"WEBP"
 
@@ -400,9 +324,3 @@ def open_webp(readable: str | BinaryIO, video: str) -> Iterator[PIL.Image.Image]
         raise NotAVideoError(f"{video}: begins like WebP but cannot be opened ({error}). Replace the file.") from error
     with image:
         yield image
-
-
-def _seconds(packet: av.Packet | None) -> str:
-    return (
-        "an unknown time" if packet is None or packet.pts is None else f"{float(packet.pts * packet.time_base):.2f} s"
-    )

@@ -96,6 +96,13 @@ def first_bytes(readable: str | BinaryIO) -> bytes:
     return start
 
 
+def reopened(readable: str | BinaryIO) -> str | BinaryIO | None:
+    """The same again, at its start, for another reader at the same time; `None` if there can be but one."""
+    if isinstance(readable, str):
+        return readable
+    return io.BytesIO(readable.getvalue()) if isinstance(readable, io.BytesIO) else None
+
+
 @contextmanager
 def open_video(readable: str | BinaryIO, budget: Budget) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Opens what `open_source` yields, and yields its container and its first video stream.

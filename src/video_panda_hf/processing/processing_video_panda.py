@@ -12,7 +12,7 @@ from transformers.tokenization_utils_base import AddedToken
 from transformers.utils.chat_template_utils import render_jinja_template
 from transformers.video_utils import VideoInput
 
-from .video_processing_video_panda import WINDOW_KEYS, EncodedVideo, VideoPandaVideoProcessor, list_videos
+from .video_processing_video_panda import WINDOW_KEYS, VideoPandaVideoProcessor, saving_code
 
 
 VIDEO_TOKEN = "<video>"
@@ -97,6 +97,8 @@ class VideoPandaProcessor(ProcessorMixin):
     `mm_token_type_ids` (with `return_mm_token_type_ids=True`) are 2 for `<video>` and `<row>`, 0 for text.
     """
 
+    _auto_class = "AutoProcessor"  # transformers saves the code with it, for `trust_remote_code=True`
+
     def __init__(self, video_processor=None, tokenizer=None, chat_template=None):
         self.video_token, self.row_token = VIDEO_TOKEN, ROW_TOKEN
         self.video_token_id = token_id(tokenizer, VIDEO_TOKEN)
@@ -139,6 +141,16 @@ class VideoPandaProcessor(ProcessorMixin):
         video_processor = VideoPandaVideoProcessor(size={"longest_edge": image_size}, patch_size=patch_size, **kwargs)
         return cls(video_processor, tokenizer, chat_template=chat_template)
 
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, include_code: bool = True, **kwargs):
+        """As `ProcessorMixin`'s; `include_code=False` writes neither code nor an `auto_map`."""
+        with saving_code(include_code, self, self.video_processor):
+            return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs) -> str:
+        """As `ProcessorMixin`'s; `include_code=False` uploads neither code nor an `auto_map`."""
+        with saving_code(include_code, self, self.video_processor):
+            return super().push_to_hub(repo_id, **kwargs)
+
     def __call__(
         self,
         text: str | list[str] | None = None,
@@ -161,7 +173,8 @@ class VideoPandaProcessor(ProcessorMixin):
                 "this model takes text and videos; give a picture as `videos`, it becomes a video of one frame"
             )
         _, text, _, _ = super().prepare_inputs_layout(text=text)
-        videos = None if videos is None else list_videos(videos) or None  # prompts may have no video among them
+        if videos is not None:
+            videos = self.video_processor.list_videos(videos) or None  # prompts may have no video among them
         return None, text, videos, None
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
@@ -216,7 +229,7 @@ class VideoPandaProcessor(ProcessorMixin):
         answers.
         """
         template = self._chat_template(chat_template)
-        conversation = with_parts_of_videos(conversation)
+        conversation = with_parts_of_videos(conversation, self.video_processor.part_of_video)
         settings = self._processor_settings(kwargs)
         processor_kwargs = {**settings, **(processor_kwargs or {})}
         if template.startswith(FLATTEN_MESSAGES):  # an LLM's own template writes the special tokens itself
@@ -324,14 +337,14 @@ def template_with_videos(template: str | dict | None) -> str | dict:
     return CHAT_TEMPLATE if template is None else FLATTEN_MESSAGES + template
 
 
-def with_parts_of_videos(conversation):
+def with_parts_of_videos(conversation, part_of_video):
     """The conversation (or several), every video of which only a part is wanted as one object that knows the part."""
     if isinstance(conversation, (list, tuple)):
-        return [with_parts_of_videos(item) for item in conversation]
+        return [with_parts_of_videos(item, part_of_video) for item in conversation]
     if not isinstance(conversation, dict) or not isinstance(conversation.get("content"), (list, tuple)):
         return conversation
     content = [
-        {"type": "video", "video": EncodedVideo.of(part)}
+        {"type": "video", "video": part_of_video(part)}
         if isinstance(part, dict) and any(part.get(key) is not None for key in WINDOW_KEYS)
         else part
         for part in conversation["content"]

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import urlparse
@@ -108,14 +109,37 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     strict_decoding = True
     valid_kwargs = VideoPandaVideoProcessorKwargs
     model_input_names = ["pixel_values_videos", "video_grid_thw"]
+    _auto_class = "AutoVideoProcessor"  # transformers saves the code with it, for `trust_remote_code=True`
 
     def __init__(self, **kwargs: Unpack[VideoPandaVideoProcessorKwargs]):
         check_one_rate(**kwargs)
         if kwargs.get("decode_limits") is not None:  # as a dictionary, which JSON can hold
             kwargs["decode_limits"] = dataclasses.asdict(limits_of(kwargs["decode_limits"]))
+        kwargs.pop("auto_map", None)  # of a checkpoint's code; saving writes it anew
         super().__init__(**kwargs)
         if self.fps is not None:
             self.num_frames = None
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, include_code: bool = True, **kwargs):
+        """As `BaseVideoProcessor`'s; `include_code=False` writes neither code nor an `auto_map`."""
+        with saving_code(include_code, self):
+            return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs) -> str:
+        """As `BaseVideoProcessor`'s; `include_code=False` uploads neither code nor an `auto_map`."""
+        with saving_code(include_code, self):
+            return super().push_to_hub(repo_id, **kwargs)
+
+    def to_dict(self) -> dict:
+        return {key: value for key, value in super().to_dict().items() if key != "_auto_class"}
+
+    # The processor's way to these. Remote code in a folder is loaded once for each of the two, as different classes.
+
+    def list_videos(self, videos) -> list:
+        return list_videos(videos)
+
+    def part_of_video(self, part: Mapping) -> "EncodedVideo":
+        return EncodedVideo.of(part)
 
     def preprocess(self, videos, **kwargs: Unpack[VideoPandaVideoProcessorKwargs]) -> BatchFeature:
         videos = list_videos(videos)
@@ -256,6 +280,21 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
         if given.get("do_resize", self.do_resize):
             height, width = resized_size(height, width, size["longest_edge"], factor)
         return num_frames * (height // patch_size) * (width // patch_size)
+
+
+@contextmanager
+def saving_code(include: bool, *processors):
+    """Whether saving these in this context writes their code. A context without it has none with it inside."""
+    if not include:
+        for processor in processors:
+            processor._auto_class = None
+    try:
+        yield
+    finally:
+        for processor in processors:
+            processor.__dict__.pop("auto_map", None)  # transformers leaves it on what it has saved
+            if not include:
+                del processor._auto_class
 
 
 # Sizes and frames: pure functions of numbers
