@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPImageProcessor, Trainer, TrainingArguments
 
@@ -191,6 +192,36 @@ def test_mixed_precision_learns_like_full_precision(tmp_path, teacher_folder):
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_makes_stab_keep_less_than_half_for_the_same_gradients(reentrant):
+    """Batch norm's statistics are the same too: it sees each batch once. So is what dropout drops."""
+    example = {name: value[None] if value.dim() == 1 else value for name, value in make_examples()[0].items()}
+    results = []
+    for checkpointing in (False, True):
+        model, kept = tiny_model().train(), {}
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        inside = []  # STAB is running
+        tower = model.model.vision_tower
+        tower.register_forward_pre_hook(lambda *_, inside=inside: inside.append(True))
+        tower.register_forward_hook(lambda *_, inside=inside: inside.clear())
+
+        def keep(tensor, kept=kept, inside=inside):
+            if inside and not isinstance(tensor, nn.Parameter):
+                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(**example).loss
+        loss.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        results.append((sum(kept.values()), {"loss": loss, **gradients, **dict(model.named_buffers())}))
+    (plain_bytes, plain), (bytes_kept, checkpointed) = results
+    assert bytes_kept < plain_bytes / 2
+    torch.testing.assert_close(checkpointed, plain, atol=1e-6, rtol=1e-5)
 
 
 # Checkpoints

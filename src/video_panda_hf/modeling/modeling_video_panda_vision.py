@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
@@ -195,7 +196,7 @@ class LocalSpatioTemporalEncoding(nn.Module):
         return cells + self.expand(hidden).view_as(cells)
 
 
-class DynamicPositionEncoding(nn.Conv3d):
+class DynamicPositionEncoding(GradientCheckpointingLayer, nn.Conv3d):
     """DPE [eq. 3]: `L' + DW(L')`, DW a depthwise 3×3×3 convolution that pads with zeros."""
 
     def __init__(self, config: VideoPandaVisionConfig):
@@ -264,7 +265,7 @@ class FewQueryPooling(nn.Module):
         return self.output(attended), weights
 
 
-class GlobalSpatioTemporalAggregator(nn.Module):
+class GlobalSpatioTemporalAggregator(GradientCheckpointingLayer):
     """GSTRA [eq. 11-13]: one learned query sums up all cells of a clip."""
 
     def __init__(self, config: VideoPandaVisionConfig):
@@ -289,7 +290,7 @@ class GlobalSpatioTemporalAggregator(nn.Module):
         return summary + self.mlp_out(hidden), weights
 
 
-class LocalSpatialDownsampling(nn.Module):
+class LocalSpatialDownsampling(GradientCheckpointingLayer):
     """LSD [eq. 5-7]: each window of 2×2 patches becomes one token, its mean plus what the mean attends to in it."""
 
     def __init__(self, config: VideoPandaVisionConfig):
@@ -309,7 +310,7 @@ class LocalSpatialDownsampling(nn.Module):
         return mean + attended, weights
 
 
-class FrameSpatialAggregator(nn.Module):
+class FrameSpatialAggregator(GradientCheckpointingLayer):
     """FSRA [eq. 8-10]: the learned class embedding sums up the tokens of one frame."""
 
     def __init__(self, config: VideoPandaVisionConfig):
