@@ -60,6 +60,23 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    def save_pretrained(self, save_directory, *args, include_code: bool = True, **kwargs):
+        """As `PreTrainedModel`'s; `include_code=False` writes neither the model's code nor an `auto_map`."""
+        with self.config.saving_code(include_code):
+            super().save_pretrained(save_directory, *args, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs) -> str:
+        """As `PreTrainedModel`'s; `include_code=False` uploads neither the model's code nor an `auto_map`."""
+        with self.config.saving_code(include_code):
+            return super().push_to_hub(repo_id, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoModel"):
+        """
+        Nothing to register: the configuration is saved with the code of all classes. The Auto classes call this for
+        remote code; transformers would then copy the module of whatever class wraps the model (FSDP's, say).
+        """
+
     @torch.no_grad()
     def _init_weights(self, module):
         """As the reference starts training: every residual branch in time (LSTE, GSTRA) begins as the identity."""
