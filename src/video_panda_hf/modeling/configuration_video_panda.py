@@ -79,20 +79,25 @@ class VideoPandaVisionConfig(SavedWithCode, PreTrainedConfig):
             normalisation, rounded down to 8 bits.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of freshly initialised weights.
+        use_lste, use_gstra, use_fsra, use_lsd (`bool`, *optional*, defaults to `True`):
+            For ablations. `False` makes a model without the block's learned branch; what that is added to stays: the
+            patch embeddings (LSTE, with DPE), the learned query (GSTRA, FSRA), the mean of each window (LSD).
+        use_row_tokens (`bool`, *optional*, defaults to `True`):
+            For ablations. `False` ends no row of tokens with ROW. The processor has a `use_row_tokens` to match.
     """
 
     model_type = "video_panda_vision"
     base_config_key = "vision_config"
+    classes_by_auto_class = {
+        "AutoConfig": "configuration_video_panda.VideoPandaVisionConfig",
+        "AutoModel": "modeling_video_panda_vision.VideoPandaVisionModel",
+    }
 
     hidden_size: int = 1024
     num_attention_heads: int = 8
     patch_size: int = 14
     num_channels: int = 3
     image_size: int = 448
-    classes_by_auto_class = {
-        "AutoConfig": "configuration_video_panda.VideoPandaVisionConfig",
-        "AutoModel": "modeling_video_panda_vision.VideoPandaVisionModel",
-    }
     frames_per_clip: int = 4
     spatial_merge_size: int = 2
     pad_to_square: bool = True
@@ -100,6 +105,11 @@ class VideoPandaVisionConfig(SavedWithCode, PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     background: list[float] | tuple[float, ...] | None = None
     initializer_range: float = 0.02
+    use_lste: bool = True
+    use_gstra: bool = True
+    use_fsra: bool = True
+    use_lsd: bool = True
+    use_row_tokens: bool = True
 
     def __post_init__(self, **kwargs):
         if self.background is None:
@@ -145,6 +155,12 @@ class VideoPandaConfig(SavedWithCode, PreTrainedConfig):
 
     model_type = "video_panda"
     sub_configs = {"text_config": AutoConfig, "vision_config": VideoPandaVisionConfig}
+    classes_by_auto_class = {
+        "AutoConfig": "configuration_video_panda.VideoPandaConfig",
+        "AutoModel": "modeling_video_panda.VideoPandaModel",
+        "AutoModelForImageTextToText": "modeling_video_panda.VideoPandaForConditionalGeneration",
+        "AutoModelForMultimodalLM": "modeling_video_panda.VideoPandaForConditionalGeneration",
+    }
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
@@ -156,12 +172,6 @@ class VideoPandaConfig(SavedWithCode, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if not isinstance(self.vision_config, PreTrainedConfig):
             self.vision_config = VideoPandaVisionConfig(**(self.vision_config or {}))
-    classes_by_auto_class = {
-        "AutoConfig": "configuration_video_panda.VideoPandaConfig",
-        "AutoModel": "modeling_video_panda.VideoPandaModel",
-        "AutoModelForImageTextToText": "modeling_video_panda.VideoPandaForConditionalGeneration",
-        "AutoModelForMultimodalLM": "modeling_video_panda.VideoPandaForConditionalGeneration",
-    }
         if self.text_config is None:
             self.text_config = CONFIG_MAPPING["llama"](vocab_size=32002)
         elif isinstance(self.text_config, dict):

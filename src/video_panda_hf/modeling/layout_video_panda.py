@@ -54,7 +54,7 @@ class VideoLayout:
     token_mask: torch.BoolTensor | None  # (frames, longest): where `frame_tokens` holds a window
     clip_of_frame: torch.LongTensor  # (frames,): row of the groups' concatenated clips
     is_image: torch.BoolTensor | None  # (frames,): the frames that are videos of their own; None: there are none
-    token_order: torch.LongTensor  # (tokens,): rows of [windows, contexts, ROW] that make up the sequences
+    token_order: torch.LongTensor  # (tokens,): rows of [windows, contexts, ROW] that make up the sequences; ROW if any
     tokens_per_video: list[int]
     num_frames: int
 
@@ -70,7 +70,7 @@ class VideoLayout:
         check_grids(pixel_values_videos.shape, grids, config)
         side = config.image_size // config.patch_size if config.pad_to_square else None
         grids = tuple(map(tuple, grids.tolist()))
-        return lay_out(grids, side, config.spatial_merge_size, config.frames_per_clip)
+        return lay_out(grids, side, config.spatial_merge_size, config.frames_per_clip, config.use_row_tokens)
 
     def tokens_of_frames(self, windows: torch.Tensor) -> torch.Tensor:
         """LSD's tokens (windows, D) → (frames, longest, D)."""
@@ -82,12 +82,13 @@ class VideoLayout:
 
 @lru_cache(maxsize=32)  # the videos of one source are mostly alike, and this costs more host time than STAB's launches
 def lay_out(
-    grids: tuple[tuple[int, int, int], ...], side: int | None, merge: int, frames_per_clip: int
+    grids: tuple[tuple[int, int, int], ...], side: int | None, merge: int, frames_per_clip: int, row_tokens: bool
 ) -> VideoLayout:
     """
     The layout of videos of these grids (frames, rows, columns). Not to be changed by who gets it: it is shared.
 
-    Args: the side of the canvas (`None`: no canvas) and of a window, in patches, and the frames of a clip.
+    Args: the side of the canvas (`None`: no canvas) and of a window, in patches, the frames of a clip, and whether ROW
+    ends every row.
     """
     # What is kept must serve training too, and on the host, whatever mode and default device it is made under.
     with torch.inference_mode(False), torch.device("cpu"):
@@ -120,15 +121,15 @@ def lay_out(
 
         # The sequence of each frame: context, then the rows of its windows, ROW after every row.
         num_frames, num_windows = len(tokens), int(tokens.sum())
-        lengths = 1 + window_rows * (window_columns + 1)
-        frame, position = enumerate_parts(lengths)
-        row, column = (position - 1) // (window_columns[frame] + 1), (position - 1) % (window_columns[frame] + 1)
+        row_length = window_columns + row_tokens
+        frame, position = enumerate_parts(1 + window_rows * row_length)
+        row, column = (position - 1) // row_length[frame], (position - 1) % row_length[frame]
         token_order = first_window[frame] + row * window_columns[frame] + column
         token_order = torch.where(column == window_columns[frame], num_windows + num_frames, token_order)
         token_order = torch.where(position == 0, num_windows + frame, token_order)
 
         groups, clip_of_frame = group_clips(rows, columns, first_patch, is_image, side, merge, frames_per_clip)
-        tokens_per_frame = 1 + (grids[:, 1] // merge) * (grids[:, 2] // merge + 1)
+        tokens_per_frame = 1 + (grids[:, 1] // merge) * (grids[:, 2] // merge + row_tokens)
         return VideoLayout(
             groups=groups,
             windows=windows.flatten(1),

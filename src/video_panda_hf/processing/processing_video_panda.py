@@ -94,22 +94,31 @@ class VideoPandaProcessor(ProcessorMixin):
     h × w tokens: T times a `<video>` (the frame's context token) followed by h rows of w `<video>` and one `<row>`.
     `<row>` is reserved: a text that has it raises `ValueError`, as does a `<video>` without a video and the reverse.
 
+    With `use_row_tokens=False`, for a model with that setting, no row of tokens ends with `<row>`.
+
     `mm_token_type_ids` (with `return_mm_token_type_ids=True`) are 2 for `<video>` and `<row>`, 0 for text.
     """
 
     _auto_class = "AutoProcessor"  # transformers saves the code with it, for `trust_remote_code=True`
 
-    def __init__(self, video_processor=None, tokenizer=None, chat_template=None):
+    def __init__(self, video_processor=None, tokenizer=None, chat_template=None, use_row_tokens: bool = True):
         self.video_token, self.row_token = VIDEO_TOKEN, ROW_TOKEN
         self.video_token_id = token_id(tokenizer, VIDEO_TOKEN)
         self.row_token_id = token_id(tokenizer, ROW_TOKEN)
         self.video_token_ids = [self.video_token_id, self.row_token_id]
         self.after_video = space_after_video(tokenizer)
+        self.use_row_tokens = use_row_tokens
         super().__init__(video_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
     def from_text_pretrained(
-        cls, tokenizer_or_path, image_size: int = 448, patch_size: int = 14, chat_template: str | None = None, **kwargs
+        cls,
+        tokenizer_or_path,
+        image_size: int = 448,
+        patch_size: int = 14,
+        chat_template: str | None = None,
+        use_row_tokens: bool = True,
+        **kwargs,
     ) -> "VideoPandaProcessor":
         """The processor of a new model around a causal LM.
 
@@ -118,6 +127,7 @@ class VideoPandaProcessor(ProcessorMixin):
             image_size, patch_size: canvas and patch of the model in pixels.
             chat_template: default is the LLM's own, made to take videos in the content of messages, or if the LLM has
                 none `CHAT_TEMPLATE` of this module.
+            use_row_tokens: that of the model's vision configuration.
             kwargs: further settings of `VideoPandaVideoProcessor`.
 
         The tokenizer gets `<video>` and `<row>` as special tokens, pads on the left, and if it has no padding token
@@ -139,7 +149,7 @@ class VideoPandaProcessor(ProcessorMixin):
             chat_template = template_with_videos(tokenizer.chat_template)
         tokenizer.chat_template = None  # it would say nothing of videos
         video_processor = VideoPandaVideoProcessor(size={"longest_edge": image_size}, patch_size=patch_size, **kwargs)
-        return cls(video_processor, tokenizer, chat_template=chat_template)
+        return cls(video_processor, tokenizer, chat_template=chat_template, use_row_tokens=use_row_tokens)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, include_code: bool = True, **kwargs):
         """As `ProcessorMixin`'s; `include_code=False` writes neither code nor an `auto_map`."""
@@ -203,7 +213,7 @@ class VideoPandaProcessor(ProcessorMixin):
         """The tokens of one video, per frame: context, then every row of tokens and `<row>` (paper eq. 15-17)."""
         merge_size = kwargs.get("merge_size") or self.video_processor.merge_size
         t, h, w = (int(n) for n in video_inputs["video_grid_thw"][video_idx])
-        row = self.video_token * (w // merge_size) + self.row_token
+        row = self.video_token * (w // merge_size) + self.row_token * self.use_row_tokens
         return (self.video_token + row * (h // merge_size)) * t + self.after_video
 
     def apply_chat_template(

@@ -241,9 +241,8 @@ def patch_positions(config, input_ids: torch.LongTensor, video_grid_thw: torch.L
     """Where in the flattened batch (batch · sequence,) LSD's tokens stand, i.e. neither contexts nor `<row>`. They
     come in the order (video, frame, row, column). `video_grid_thw` is on the CPU."""
     vision = config.vision_config
-    layout = lay_out(
-        tuple(map(tuple, video_grid_thw.tolist())), None, vision.spatial_merge_size, vision.frames_per_clip
-    )
+    grids = tuple(map(tuple, video_grid_thw.tolist()))
+    layout = lay_out(grids, None, vision.spatial_merge_size, vision.frames_per_clip, vision.use_row_tokens)
     is_patch = (layout.token_order < len(layout.windows)).nonzero().squeeze(1)
     placeholders = (input_ids == config.video_token_id) | (input_ids == config.row_token_id)
     return placeholders.flatten().nonzero().squeeze(1)[is_patch.to(input_ids.device)]
