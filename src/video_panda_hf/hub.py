@@ -1,26 +1,24 @@
-"""To the Hub: `push_folder` uploads a checkpoint, checked first and whole, in one commit.
+"""To the Hub: `push_folder` uploads a checkpoint that is on disk, checked first and whole, in one commit.
 
-`model.push_to_hub`, `processor.push_to_hub` and `Trainer(push_to_hub=True)` work as for every model of transformers;
-this is for a folder that is on disk already, such as a converted checkpoint. `video-panda push` runs it.
+`video-panda push` runs it, and `video-panda-convert --push-to`. A model in memory has `push_to_hub`, and `Trainer` its
+`push_to_hub=True`, as everywhere in transformers.
 """
 
 import json
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError, safe_open
+from transformers.dynamic_module_utils import get_relative_import_files
 
-from .modeling import VideoPandaConfig
-from .processing import VideoPandaProcessor
+from .modeling import VideoPandaConfig, configuration_video_panda
+from .modeling.hub_video_panda import ModelFacts, files_of, upload
+from .processing import VideoPandaProcessor, VideoPandaVideoProcessor, processing_video_panda
 
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# What training leaves in its output folder beside the model.
-NOT_UPLOADED = ["checkpoint-*/*", "runs/*", ".*", "*/.*", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*"]
-# Uploaded ones replace all that match: a shard of an earlier, larger checkpoint would be loaded in their place.
-REPLACED = ["*.safetensors", "*.safetensors.index.json"]
 
 
 def push_folder(
@@ -32,18 +30,26 @@ def push_folder(
     revision: str | None = None,
     create_pr: bool = False,
     commit_message: str | None = None,
+    include_code: bool = True,
+    license: str | None = None,
 ) -> str:
     """
     Uploads a checkpoint (model and processor, or a PEFT adapter) in one commit, so that nobody sees half of it.
 
+    A model card comes with it where neither the folder nor the repository has one. Of weights that the repository has
+    already, those that are not replaced are deleted.
+
     Args:
-        folder: what `save_pretrained` of model and processor, or of a PEFT model, wrote.
+        folder: what `save_pretrained` of model and processor, or of a PEFT model, wrote. Not changed.
         repo_id: `user/name`, or `name` for the token's user. Created if there is none.
         private: whether a repository that is created is private. Defaults to what its owner has set.
         token: the token to use, `False` for none. Defaults to the one of `hf auth login`.
         revision: the branch, created if there is none. Defaults to the main one.
         create_pr: whether to open a pull request instead.
         commit_message: defaults to a message that names the folder's content.
+        include_code: whether the code of model and processor goes with them, so that `trust_remote_code=True` loads
+            them where this package is not installed. Both are taken from this package, whatever the folder has.
+        license: Hub's name of the weights' license, for the model card. Defaults to that of the language model.
 
     Returns: the URL of the files, or of the pull request.
 
@@ -52,25 +58,21 @@ def push_folder(
         HfHubHTTPError: if the Hub refuses.
     """
     folder = Path(folder)
-    check_folder(folder)
-    paths = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()]
-    paths = list(filter_repo_objects(paths, ignore_patterns=NOT_UPLOADED))
-
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None and not create_pr and not revision.startswith("refs/pr/"):
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    there = [] if create_pr and revision is None else api.list_repo_files(repo_id, revision=revision)
-    stale = set(filter_repo_objects(there, allow_patterns=REPLACED)) - set(paths)
-    commit = api.create_commit(
+    num_parameters = check_folder(folder)
+    files, card = files_of(folder), None
+    if not is_adapter(folder):
+        files = with_code(files, include_code)
+        config = VideoPandaConfig.from_pretrained(folder)
+        card = ModelFacts(config, include_code, num_parameters, license=license).card
+    commit = upload(
+        files,
         repo_id,
-        [
-            *(CommitOperationAdd(path, folder / path) for path in paths),
-            *(CommitOperationDelete(path) for path in sorted(stale) if "/" not in path),
-        ],
-        commit_message=commit_message or ("Upload adapter" if is_adapter(folder) else "Upload model and processor"),
+        card,
+        private=private,
+        token=token,
         revision=revision,
         create_pr=create_pr,
+        commit_message=commit_message or ("Upload adapter" if is_adapter(folder) else "Upload model and processor"),
     )
     return commit.pr_url or f"{commit.repo_url}/tree/{revision or 'main'}"
 
@@ -79,9 +81,36 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
-def check_folder(folder: Path) -> None:
+def with_code(files: Mapping[str, Path], include: bool) -> dict[str, Path | bytes]:
+    """The files of a checkpoint, with this package's code and `auto_map`s that name it, or without any."""
+    modules = [Path(module.__file__) for module in (configuration_video_panda, processing_video_panda)]
+    modules += [Path(file) for module in modules for file in get_relative_import_files(module)]
+    code = {module.name: module for module in modules}
+    files = {path: file for path, file in files.items() if path not in code}
+
+    def reference(cls: type) -> str:
+        return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
+
+    config, processor, tokenizer = (
+        json.loads(files[name].read_text(encoding="utf-8"))
+        for name in ("config.json", "processor_config.json", "tokenizer_config.json")
+    )
+    for part in (config, processor, processor["video_processor"], tokenizer):
+        part.pop("auto_map", None)
+    if include:
+        files |= code
+        config["auto_map"] = VideoPandaConfig.classes_by_auto_class
+        processor["auto_map"] = {"AutoProcessor": reference(VideoPandaProcessor)}
+        processor["video_processor"]["auto_map"] = {"AutoVideoProcessor": reference(VideoPandaVideoProcessor)}
+    parts = {"config.json": config, "processor_config.json": processor, "tokenizer_config.json": tokenizer}
+    return files | {name: (json.dumps(part, indent=2) + "\n").encode() for name, part in parts.items()}
+
+
+def check_folder(folder: Path) -> int:
     """
     Checks that a checkpoint's configuration, weights and processor are there and can be read.
+
+    Returns: the number of its parameters.
 
     Raises:
         FileNotFoundError, ValueError: naming what is missing or broken.
@@ -89,7 +118,7 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder.")
     if is_adapter(folder):
-        return check_weights(folder / ADAPTER_WEIGHTS, None)
+        return check_weights(folder / ADAPTER_WEIGHTS)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{folder} has no config.json: give a folder that save_pretrained (or video-panda-convert) wrote."
@@ -97,33 +126,45 @@ def check_folder(folder: Path) -> None:
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if model_type != VideoPandaConfig.model_type:
         raise ValueError(
-            f"{folder / 'config.json'} is of a model of type {model_type!r}, not {VideoPandaConfig.model_type!r}. A "
-            "checkpoint of the reference release is to be converted first: video-panda-convert."
+            f"{folder / 'config.json'} is of a model of the type {model_type!r}, not {VideoPandaConfig.model_type!r}. "
+            "A checkpoint of the reference release is to be converted first: video-panda-convert."
         )
     VideoPandaConfig.from_pretrained(folder)
-    if (folder / WEIGHTS).is_file():
-        check_weights(folder / WEIGHTS, None)
-    elif (folder / INDEX).is_file():
-        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        for shard in sorted(set(weight_map.values())):
-            if Path(shard).name != shard:
-                raise ValueError(f"{folder / INDEX} names {shard}, which is outside the folder.")
-            check_weights(folder / shard, {name for name, file in weight_map.items() if file == shard})
-    else:
-        raise FileNotFoundError(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX}.")
-    if not (folder / "processor_config.json").is_file():
-        raise FileNotFoundError(f"{folder} has no processor: save it there with processor.save_pretrained.")
+    for name in ("processor_config.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}: save the processor there with its save_pretrained.")
     VideoPandaProcessor.from_pretrained(folder)
 
+    if (folder / WEIGHTS).is_file():
+        return check_weights(folder / WEIGHTS)
+    if not (folder / INDEX).is_file():
+        raise FileNotFoundError(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX}.")
+    weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    num_parameters = 0
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard:
+            raise ValueError(f"{folder / INDEX} names {shard}, which is outside the folder.")
+        names = {name for name, file in weight_map.items() if file == shard}
+        num_parameters += check_weights(folder / shard, names)
+    return num_parameters
 
-def check_weights(file: Path, expected: set[str] | None) -> None:
-    """Raises `FileNotFoundError` or `ValueError` for a safetensors file that is missing, cut off, or lacks tensors."""
+
+def check_weights(file: Path, expected: set[str] = frozenset()) -> int:
+    """
+    Checks a safetensors file, without reading what its tensors hold.
+
+    Returns: the number of their elements.
+
+    Raises:
+        FileNotFoundError, ValueError: for a file that is missing, cut off, or lacks an expected tensor.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing.")
     try:
         with safe_open(file, "pt") as tensors:
-            missing = (expected or set()) - set(tensors.keys())
+            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    if missing:
+    if missing := expected - set(shapes):
         raise ValueError(f"{file} lacks {len(missing)} tensors that the index says it has, such as {min(missing)}.")
+    return sum(prod(shape) for shape in shapes.values())

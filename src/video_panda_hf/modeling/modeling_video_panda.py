@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple, torch_compilable_check
 
 from .configuration_video_panda import VideoPandaConfig, VideoPandaVisionConfig
+from .hub_video_panda import ModelFacts, files_of, upload
 from .modeling_video_panda_vision import VideoPandaPreTrainedModel, VideoPandaVisionModel
 
 
@@ -256,6 +258,30 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             model.resize_token_embeddings(max(video_token_id, row_token_id) + 1)
         model.generation_config = text_model.generation_config
         return model.eval()
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        include_code: bool = True,
+        max_shard_size: int | str = "50GB",
+        tags: str | list[str] | None = None,
+        **kwargs,
+    ) -> str:
+        """
+        As `PreTrainedModel`'s, with a model card that says what is known, unless the repository has one.
+
+        Args:
+            include_code: `False` uploads neither the model's code nor an `auto_map`.
+            kwargs: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr`.
+        """
+        tags = [*(self.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
+        facts = ModelFacts(self.config, has_code=include_code, num_parameters=self.num_parameters())
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size, include_code=include_code)
+            files = files_of(folder)
+            card = facts.card if "config.json" in files else None  # an adapter is not the model
+            return upload(files, repo_id, card, tags=tags, **kwargs)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
