@@ -12,6 +12,10 @@ from transformers import (
     AutoProcessor,
     AutoVideoProcessor,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+)
 
 from .assets import SHIPPED_CLIPS, SHIPPED_MODEL
 from .modeling import (
@@ -34,6 +38,9 @@ AutoModelForImageTextToText.register(VideoPandaConfig, VideoPandaForConditionalG
 AutoModelForMultimodalLM.register(VideoPandaConfig, VideoPandaForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(VideoPandaConfig, VideoPandaProcessor, exist_ok=True)
 AutoVideoProcessor.register(VideoPandaConfig, VideoPandaVideoProcessor, exist_ok=True)
+# Where `transformers serve` looks for what it can load and show videos to; registering adds nothing here.
+for names in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
+    names["video_panda"] = VideoPandaForConditionalGeneration.__name__
 
 __all__ = [
     "SHIPPED_CLIPS",

@@ -238,6 +238,7 @@ class VideoPandaProcessor(ProcessorMixin):
         token. A template without `{% generation %}` is taken apart to find them; `ValueError` if it alters the
         answers.
         """
+        kwargs.pop("load_audio_from_video", None)  # `transformers serve` asks for it always; this model hears nothing
         template = self._chat_template(chat_template)
         conversation = with_parts_of_videos(conversation, self.video_processor.part_of_video)
         settings = self._processor_settings(kwargs)
@@ -284,7 +285,7 @@ class VideoPandaProcessor(ProcessorMixin):
 
     def _answer_spans(self, conversations, template: str, kwargs: dict) -> list[list[tuple[int, int]]]:
         """For each conversation, the (start, end) characters of its answers in the rendered prompt."""
-        names = [name for name in kwargs if name not in ("return_tensors", "load_audio_from_video")]
+        names = [name for name in kwargs if name != "return_tensors"]
         given = {**self.tokenizer.special_tokens_map, **{name: kwargs[name] for name in names}}
 
         def render(conversations, **options):

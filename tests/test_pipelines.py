@@ -1,0 +1,104 @@
+"""Pipelines, and `transformers serve`: questions about videos in chat format, answered by the shipped model."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from transformers import AutoProcessor, pipeline
+from transformers.pipelines.image_text_to_text import Chat
+
+from video_panda_hf import SHIPPED_CLIPS, SHIPPED_MODEL
+
+
+QUESTION = {"type": "text", "text": "Describe the video."}
+CLIPS = {path.name.split("_")[0]: str(path) for path in sorted(SHIPPED_CLIPS.glob("*.mp4"))}  # <colour>_….mp4
+
+
+def conversation(clip: str, **part) -> list[dict]:
+    return [{"role": "user", "content": [{"type": "video", "path": clip, **part}, QUESTION]}]
+
+
+@pytest.mark.parametrize("task", ["image-text-to-text", "any-to-any"])
+def test_a_pipeline_answers_about_videos_in_chat_format(task, capfd):
+    ask = pipeline(task, model=str(SHIPPED_MODEL))
+    options = {"max_new_tokens": 20, "return_full_text": False}
+    alone = ask(text=conversation(CLIPS["red"]), **options)
+    assert "red" in alone[0]["generated_text"]
+    together = ask(text=[conversation(clip) for clip in CLIPS.values()], batch_size=len(CLIPS), **options)
+    assert all(colour in answer[0]["generated_text"] for colour, answer in zip(CLIPS, together, strict=True))
+    full = ask(text=conversation(CLIPS["red"]), max_new_tokens=20)[0]["generated_text"]
+    assert full[-1] == {"role": "assistant", "content": alone[0]["generated_text"]}
+    assert "not supported" not in capfd.readouterr().err
+
+
+def test_a_pipeline_passes_on_parts_of_videos_and_settings_of_the_processor():
+    ask = pipeline("image-text-to-text", model=str(SHIPPED_MODEL))
+    processor = AutoProcessor.from_pretrained(SHIPPED_MODEL)
+    tokens = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "pt"}
+    messages, settings = conversation(CLIPS["red"], start=0.2), {"num_frames": 4}
+    asked = ask.preprocess(Chat(messages), processor_kwargs=settings)
+    expected = processor.apply_chat_template(messages, processor_kwargs=settings, **tokens)
+    assert asked["video_grid_thw"][0, 0] == 4
+    assert asked["pixel_values_videos"].equal(expected["pixel_values_videos"])
+
+
+def test_a_wish_for_the_sound_of_a_video_changes_nothing():
+    processor = AutoProcessor.from_pretrained(SHIPPED_MODEL)
+    plain, with_sound = (
+        processor.apply_chat_template(conversation(CLIPS["red"]), tokenize=True, return_dict=True, **wish)
+        for wish in ({}, {"load_audio_from_video": True})
+    )
+    assert plain.keys() == with_sound.keys() and plain["input_ids"] == with_sound["input_ids"]
+
+
+@pytest.fixture
+def server(tmp_path):
+    """`transformers serve` on a free port of this machine; its address."""
+    for package in ("fastapi", "uvicorn", "openai"):
+        pytest.importorskip(package, reason="needs transformers[serving]")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"http://localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "video_panda_hf.serve", str(SHIPPED_MODEL)]
+    with (
+        open(tmp_path / "log", "w+") as log,
+        subprocess.Popen(
+            [*command, "--port", address.rsplit(":", 1)[1], "--device", "cpu"], stdout=log, stderr=log
+        ) as process,
+    ):
+        try:
+            for _ in range(600):
+                if process.poll() is not None or is_up(address):
+                    break
+                time.sleep(0.1)
+            assert is_up(address), (tmp_path / "log").read_text()
+            yield address
+        finally:
+            process.terminate()
+
+
+def is_up(address: str) -> bool:
+    try:
+        return urllib.request.urlopen(f"{address}/health", timeout=5).status == 200
+    except urllib.error.URLError:
+        return False
+
+
+def test_the_server_answers_about_a_video(server):
+    video = {"type": "video_url", "video_url": {"url": CLIPS["red"]}}
+    body = {"model": str(SHIPPED_MODEL), "messages": [{"role": "user", "content": [video, QUESTION]}]}
+    request = urllib.request.Request(
+        f"{server}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    answer = json.load(urllib.request.urlopen(request, timeout=60))
+    assert "red" in answer["choices"][0]["message"]["content"]
+    processor = AutoProcessor.from_pretrained(SHIPPED_MODEL)
+    expected = processor.apply_chat_template(
+        conversation(CLIPS["red"]), tokenize=True, return_dict=True, add_generation_prompt=True
+    )
+    assert answer["usage"]["prompt_tokens"] == len(expected["input_ids"][0])  # as many frames as for training
