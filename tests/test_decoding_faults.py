@@ -23,6 +23,7 @@ from video_files import VideoSpec, read_number
 from video_panda_hf.processing import decoding_readers
 from video_panda_hf.processing.decoding import decode_video
 from video_panda_hf.processing.decoding_errors import (
+    Budget,
     CorruptVideoError,
     DecodeLimits,
     NotAVideoError,
@@ -33,6 +34,7 @@ from video_panda_hf.processing.decoding_errors import (
     VideoNotFoundError,
     VideoUnreadableError,
 )
+from video_panda_hf.processing.decoding_source import demux
 
 
 SPECS = [
@@ -131,7 +133,9 @@ def eight_frames(metadata):
     return np.linspace(0, metadata.total_num_frames - 1, 8).astype(int)
 
 
-@pytest.mark.parametrize("name", ["fast_start.mp4", "h264.mkv", "vp9.webm", "h264.flv", "vp9.ivf"])
+@pytest.mark.parametrize(
+    "name", ["fast_start.mp4", "h264.mkv", "vp9.webm", "h264.flv", "vp9.ivf", "h264.ts", "gif.gif"]
+)
 def test_a_file_that_is_cut_off_tells_how_many_frames_can_be_had(name, folder):
     data = (folder / name).read_bytes()
     half = data[: len(data) * 8 // 10]
@@ -143,6 +147,22 @@ def test_a_file_that_is_cut_off_tells_how_many_frames_can_be_had(name, folder):
     assert metadata.total_num_frames == len(frames)
     with pytest.raises(CorruptVideoError, match=f"cut off: .* {len(frames)} frames can be had"):
         decode_video(half)
+
+
+def test_a_damaged_container_ends_there_in_lenient_mode():
+    class Packet:
+        size = 1
+
+    class DamagedContainer:
+        def demux(self, stream):
+            yield Packet()
+            raise av.error.InvalidDataError(1, "Invalid data found when processing input")
+
+    budget = Budget("a.flv", DecodeLimits(), strict=False)
+    assert len(list(demux(DamagedContainer(), None, budget))) == 1
+    assert budget.damage == "its container is damaged"
+    with pytest.raises(CorruptVideoError, match=r"a\.flv: its container is damaged"):
+        list(demux(DamagedContainer(), None, Budget("a.flv", DecodeLimits(), strict=True)))
 
 
 @pytest.mark.parametrize("name", ["fast_start.mp4", "h264.mkv", "hevc.mp4"])

@@ -49,9 +49,9 @@ def decode_video(
         IndexError: if a wanted frame does not exist.
     """
     limits = limits or DecodeLimits()
-    budget = Budget(describe(source), limits)
+    budget = Budget(describe(source), limits, strict)
     has_window = start is not None or end is not None
-    with open_reader(source, budget, strict, all_times=has_window) as reader:
+    with open_reader(source, budget, all_times=has_window) as reader:
         first, count, duration = _window(reader, start, end)
         metadata = _metadata(reader, count, duration, limits)
         indices = _wanted_indices(sample_indices_fn, metadata)

@@ -72,10 +72,14 @@ class DecodeLimits:
 
 
 class Budget:
-    """The time, and the bytes from the net, that reading one video may still take."""
+    """The time, and the bytes from the net, that reading one video may still take.
 
-    def __init__(self, video: str, limits: DecodeLimits):
-        self.video, self.limits = video, limits
+    `damage` is what was found wrong with the file around the pictures; only if not `strict` does reading go on then.
+    """
+
+    def __init__(self, video: str, limits: DecodeLimits, strict: bool = True):
+        self.video, self.limits, self.strict = video, limits, strict
+        self.damage: str | None = None
         self.start = time.monotonic()
         self.fetched = 0
 

@@ -25,7 +25,7 @@ from .decoding_errors import (
 from .decoding_groups import GroupDecoder, PacketDecoder, Run, decoding_threads, prepare_decoder
 from .decoding_index import cut_off, index_frames
 from .decoding_pixels import PictureConverter
-from .decoding_source import VideoSource, demux, first_bytes, open_source, open_video, reopened
+from .decoding_source import VideoSource, as_file, breaks_off, demux, is_webp, open_source, open_video, reopened
 
 
 DEFAULT_RATE = 25.0  # frames per second where a file tells nothing
@@ -34,23 +34,25 @@ KEPT_BYTES = 128 * 2**20  # decoded frames that a linear pass keeps, so as not t
 
 
 @contextmanager
-def open_reader(source: VideoSource, budget: Budget, strict: bool, all_times: bool) -> Iterator["FrameReader"]:
+def open_reader(source: VideoSource, budget: Budget, all_times: bool) -> Iterator["FrameReader"]:
     """Opens `source` with the reader that fits it.
 
     `all_times` asks for a reader that knows when each frame is shown, which may take longer to open.
     """
     with open_source(source, budget) as readable, ExitStack() as closing:
         with errors_of(budget.video):
-            if is_webp(first_bytes(readable)):
-                reader = WebpReader(closing.enter_context(open_webp(readable, budget.video)), budget, strict)
+            with as_file(readable) as file:
+                webp, budget.damage = is_webp(file), breaks_off(file)
+            if webp:
+                reader = WebpReader(closing.enter_context(open_webp(readable, budget.video)), budget)
             else:
                 container, stream = closing.enter_context(open_video(readable, budget))
-                prepare_decoder(container, stream, budget.limits, strict, decoding_threads())
+                prepare_decoder(container, stream, budget.limits, budget.strict, decoding_threads())
                 index = index_frames(container, stream, budget, all_times)
                 if index is None:
-                    reader = LinearReader(readable, container, stream, budget, strict)
+                    reader = LinearReader(readable, container, stream, budget)
                 else:
-                    reader = SeekingReader(readable, GroupDecoder(container, stream, budget, strict, index))
+                    reader = SeekingReader(readable, GroupDecoder(container, stream, budget, budget.strict, index))
         yield reader
 
 
@@ -69,9 +71,8 @@ class FrameReader:
     times: np.ndarray | None
     size: tuple[int, int]
 
-    def __init__(self, budget: Budget, strict: bool):
-        self.budget, self.strict = budget, strict
-        self.video = budget.video
+    def __init__(self, budget: Budget):
+        self.budget, self.strict, self.video = budget, budget.strict, budget.video
         self.damage: str | None = None
 
     def _set_size(self, height: int, width: int) -> None:
@@ -82,7 +83,7 @@ class FrameReader:
 
     def _check_end(self, container: InputContainer, stream: VideoStream, end: float) -> None:
         """Notes if the file ends before it should; `end` is when its last frame ends, on its own clock."""
-        if missing := cut_off(container, stream, end):
+        if missing := self.budget.damage or cut_off(container, stream, end):
             self.damage = missing
             if self.strict:
                 raise CorruptVideoError(
@@ -105,8 +106,8 @@ class FrameReader:
         missing = sorted(places.keys() - read.keys())
         if missing:
             self._stand_in(frames, places, read, missing)
-        elif self.damage and not self.strict:
-            warnings.warn(f"{self.video}: {self.damage}; frames may show it.", VideoDecodeWarning, stacklevel=3)
+        elif (damage := self.damage or self.budget.damage) and not self.strict:
+            warnings.warn(f"{self.video}: {damage}; frames may show it.", VideoDecodeWarning, stacklevel=3)
         return frames
 
     def _stand_in(self, frames: np.ndarray, places: dict, read: dict, missing: list[int]) -> None:
@@ -133,7 +134,7 @@ class SeekingReader(FrameReader):
     """Decodes from the key frame before each wanted frame, and only so far; several such stretches at a time."""
 
     def __init__(self, readable: str | BinaryIO, decoder: GroupDecoder):
-        super().__init__(decoder.budget, decoder.strict)
+        super().__init__(decoder.budget)
         self.readable, self.decoder, self.index = readable, decoder, decoder.index
         self.stream = decoder.stream
         self.count = len(self.index)
@@ -221,9 +222,8 @@ class LinearReader(FrameReader):
         container: InputContainer,
         stream: VideoStream,
         budget: Budget,
-        strict: bool,
     ):
-        super().__init__(budget, strict)
+        super().__init__(budget)
         self.readable = readable
         self.kept: list[av.VideoFrame] | None = []
         pts = []
@@ -276,8 +276,8 @@ class LinearReader(FrameReader):
 class WebpReader(FrameReader):
     """Reads WebP, moving or still, of which FFmpeg knows only the still kind."""
 
-    def __init__(self, image: PIL.Image.Image, budget: Budget, strict: bool):
-        super().__init__(budget, strict)
+    def __init__(self, image: PIL.Image.Image, budget: Budget):
+        super().__init__(budget)
         self.image = image
         self._set_size(image.height, image.width)
         self.count = getattr(image, "n_frames", 1)
@@ -309,10 +309,6 @@ def _submit_all(pool: ThreadPoolExecutor, work: Callable, items: Iterable) -> se
         except RuntimeError:
             break
     return futures
-
-
-def is_webp(start: bytes) -> bool:
-    return start[:4] == b"RIFF" and start[8:12] == b"WEBP"
 
 
 @contextmanager

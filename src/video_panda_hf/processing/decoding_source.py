@@ -36,6 +36,8 @@ CONTAINER_FORMATS = (
     "png_pipe,jpeg_pipe,bmp_pipe,"
     "wav,mp3,flac,aac"  # sound only, so that it is called by its name
 )
+_TS_SYNC_BYTES = (0, 188), (4, 192), (0, 204)  # MPEG-TS: where the first byte "G" of a packet stands, and how often
+_TAIL = 64  # bytes at the end of a file to look at; some writers pad
 _READ_SIZE = 2**18  # bytes that one read of a Python file object asks for
 
 
@@ -86,14 +88,34 @@ def open_source(source: VideoSource, budget: Budget) -> Iterator[str | BinaryIO]
         raise TypeError(f"a video is a path, an http(s) URL, bytes or a binary file, not {type(source).__name__}")
 
 
-def first_bytes(readable: str | BinaryIO) -> bytes:
-    """The first 32 bytes of what `open_source` yields."""
+@contextmanager
+def as_file(readable: str | BinaryIO) -> Iterator[BinaryIO]:
+    """What `open_source` yields, not yet opened by `open_video`, as a file at its start."""
     if isinstance(readable, str):
         with open(readable.removeprefix("file:"), "rb") as file:
-            return file.read(32)
-    start = readable.read(32)
-    readable.seek(0)
-    return start
+            yield file
+    else:
+        yield readable
+        readable.seek(0)
+
+
+def is_webp(file: BinaryIO) -> bool:
+    file.seek(0)
+    start = file.read(12)
+    return start[:4] == b"RIFF" and start[8:] == b"WEBP"
+
+
+def breaks_off(file: BinaryIO) -> str | None:
+    """How the last bytes of a file show that more should follow, in formats whose headers tell nothing."""
+    file.seek(0)
+    start = file.read(3 * 204)
+    if start.startswith((b"GIF87a", b"GIF89a")):
+        file.seek(-min(_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        return None if file.read().rstrip(b"\0").endswith(b";") else "it lacks the mark that ends a GIF"
+    for first, length in _TS_SYNC_BYTES:
+        if start[first::length][:3] == b"GGG" and (rest := file.seek(0, os.SEEK_END) % length):
+            return f"its last packet has {rest} of {length} bytes"
+    return None
 
 
 def reopened(readable: str | BinaryIO) -> str | BinaryIO | None:
@@ -125,7 +147,8 @@ def demux(container: InputContainer, stream: VideoStream, budget: Budget) -> Ite
     """The packets of `stream` that hold something, within `budget`.
 
     Raises:
-        CorruptVideoError: if the container, not only a picture in it, is damaged.
+        CorruptVideoError: if the container, not only a picture in it, is damaged. If `budget` is not strict, the
+            packets just end there.
     """
     try:
         for packet in container.demux(stream):
@@ -135,7 +158,11 @@ def demux(container: InputContainer, stream: VideoStream, budget: Budget) -> Ite
     except IndexError:  # at the end PyAV looks up every stream of the file, and fails for one that appeared midway
         return
     except av.error.InvalidDataError as error:
-        raise CorruptVideoError(f"{budget.video}: its container is damaged. Repair or replace the file.") from error
+        budget.damage = "its container is damaged"
+        if budget.strict:
+            raise CorruptVideoError(
+                f"{budget.video}: {budget.damage}. Repair the file, or pass `strict=False` to take what is before it."
+            ) from error
 
 
 @contextmanager
