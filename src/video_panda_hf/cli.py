@@ -1,13 +1,16 @@
-"""The command line: `video-panda ask CLIP "QUESTION"`."""
+"""The command line: `video-panda ask CLIP "QUESTION"` and `video-panda push FOLDER REPO_ID`."""
 
 import argparse
 import sys
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer
 from transformers.utils import logging
 
 from .assets import SHIPPED_MODEL
+from .hub import push_folder
+from .modeling.hub_video_panda import HTTPError
 from .version import __version__
 
 
@@ -17,6 +20,11 @@ ASK_EXAMPLE = """examples:
   video-panda ask clip.mp4 "What happens in the video?" --model path/to/checkpoint --num-frames 16
   video-panda ask https://example.com/clip.mp4 "Describe the video." --model user/checkpoint --device cuda
 """
+PUSH_EXAMPLE = """examples:
+  video-panda push runs/mine user/my-video-panda --private
+  video-panda push converted user/my-video-panda --create-pr --license llama2
+
+Log in first with `hf auth login`, or set HF_TOKEN."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    except (OSError, ValueError) as error:  # a bad file, folder, id or option: the message says which and what to do
+    # A bad file, folder, id or option, or no network: the message says which and what to do.
+    except (OSError, ValueError, HTTPError) as error:
         print(f"video-panda: {error}", file=sys.stderr)
         return 2
 
@@ -71,7 +80,34 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="type of the weights (default: auto, the checkpoint's own)",
     )
+    add_push(commands)
     return parser
+
+
+def add_push(commands) -> None:
+    parser = commands.add_parser(
+        "push",
+        help="upload a checkpoint to the Hugging Face Hub",
+        description="Upload a folder with model and processor, or with a PEFT adapter, to the Hugging Face Hub. It is "
+        "checked first, and appears in one commit or not at all. It gets a model card if it has none.",
+        epilog=PUSH_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=push)
+    parser.add_argument("folder", metavar="FOLDER", help="what save_pretrained or video-panda-convert wrote")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="user/name, created if there is none")
+    parser.add_argument("--private", action="store_true", default=None, help="if it is created, create it private")
+    parser.add_argument("--revision", metavar="BRANCH", help="the branch, created if there is none (default: main)")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
+    parser.add_argument("--message", dest="commit_message", metavar="TEXT", help="the commit's message")
+    parser.add_argument("--license", metavar="NAME", help="of the weights, for the card (default: the base model's)")
+    parser.add_argument(
+        "--no-code",
+        dest="include_code",
+        action="store_false",
+        help="leave out the model's code, with which it loads where this package is not installed",
+    )
+    parser.add_argument("--token", help="access token (default: that of `hf auth login`, or HF_TOKEN)")
 
 
 def ask(options: argparse.Namespace) -> int:
@@ -98,6 +134,17 @@ def ask(options: argparse.Namespace) -> int:
     model.generate(
         **inputs.to(model.device), max_new_tokens=options.max_new_tokens, do_sample=False, streamer=streamer
     )
+    return 0
+
+
+def push(options: argparse.Namespace) -> int:
+    arguments = {name: value for name, value in vars(options).items() if name != "run"}
+    try:
+        print(push_folder(**arguments))
+    except HfHubHTTPError as error:
+        if error.response.status_code != 401:
+            raise
+        raise ValueError(f"{error} Log in first: `hf auth login`, or give a valid --token.") from error
     return 0
 
 

@@ -55,7 +55,7 @@ def push_folder(
 
     Raises:
         FileNotFoundError, ValueError: if the folder is not a complete checkpoint. Nothing has been uploaded then.
-        HfHubHTTPError: if the Hub refuses.
+        OSError: if the Hub refuses (`HfHubHTTPError`), if a file cannot be uploaded. No file of it is visible then.
     """
     folder = Path(folder)
     num_parameters = check_folder(folder)

@@ -16,12 +16,13 @@ from huggingface_hub import (
     ModelCard,
     ModelCardData,
 )
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects
 
 from .configuration_video_panda import VideoPandaConfig
 
 
+HTTPError = HfHubHTTPError.__bases__[0]  # any error of the HTTP library that this huggingface_hub uses
 CARD = "README.md"
 # What training leaves in its output folder beside the model.
 NOT_UPLOADED = ["checkpoint-*/*", "runs/*", ".*", "*/.*", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*"]
@@ -61,7 +62,7 @@ def upload(
         tags: added to the card's.
 
     Raises:
-        HfHubHTTPError: if the Hub refuses.
+        OSError: if the Hub refuses (`HfHubHTTPError`), if a file cannot be uploaded. No file of it is visible then.
     """
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -81,17 +82,19 @@ def upload(
 
     weights = set(filter_repo_objects(files, allow_patterns=WEIGHTS))
     stale = set(filter_repo_objects(there, allow_patterns=WEIGHTS)) - weights if weights else set()
-    return api.create_commit(
-        repo_id,
-        [
-            *(CommitOperationAdd(path, content) for path, content in files.items()),
-            *(CommitOperationDelete(path) for path in sorted(stale)),
-        ],
-        commit_message=commit_message,
-        commit_description=commit_description,
-        revision=revision,
-        create_pr=create_pr,
-    )
+    operations = [CommitOperationAdd(path, content) for path, content in files.items()]
+    operations += [CommitOperationDelete(path) for path in sorted(stale)]
+    try:
+        return api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    except RuntimeError as error:  # what huggingface_hub makes of any error with a large file
+        raise OSError(f"{error} {error.__cause__ or ''} Nothing has changed in {repo_id}: try again.") from error
 
 
 @dataclass
@@ -302,10 +305,10 @@ def link(repo_id: str) -> str:
 
 
 def license_of(repo_id: str, api: HfApi) -> str | None:
-    """The license that a model's card on the Hub names, if it can be seen and names one."""
+    """The license that a model's card on the Hub names, if it names one and can be seen from here."""
     try:
         data = api.model_info(repo_id).card_data
-    except HfHubHTTPError:
+    except (HTTPError, OfflineModeIsEnabled):
         return None
     return data.license if data is not None and isinstance(data.license, str) else None
 

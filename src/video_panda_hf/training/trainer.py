@@ -1,16 +1,20 @@
 """`VideoPandaTrainer`: `transformers.Trainer` with the model's parts told apart, and with distillation."""
 
 import re
+import shutil
 import time
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.modelcard import TrainingSummary, make_markdown_table
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from ..modeling.hub_video_panda import CARD, ModelFacts, write_card
 from .arguments import VideoPandaTrainingArguments
 from .distillation import HEAD_FILE, VideoPandaDistillationHead, VideoPandaTeacher, attach_distillation_head
 
@@ -38,7 +42,8 @@ class VideoPandaTrainer(Trainer):
     * logs `language_loss`, `distillation_loss`, `tokens_per_second` (without padding) and `videos_per_second`, over
       all processes; evaluation and saving do not count as time;
     * computes logits only where a label follows: a video has thousands of positions, its answer a few;
-    * with `train_sampling_strategy="group_by_length"`, puts examples with videos together, and those without.
+    * with `train_sampling_strategy="group_by_length"`, puts examples with videos together, and those without;
+    * writes a model card with what it knows of the training, never over one that was edited by hand.
 
     The evaluation loss is the language model's alone.
 
@@ -218,6 +223,44 @@ class VideoPandaTrainer(Trainer):
         # The checkpoints of FSDP and DeepSpeed have the head among the model's own weights.
         if self.teacher is not None and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
             load_head(self.distillation_head, checkpoint)
+
+    # Hub
+
+    def create_model_card(self, **options) -> None:
+        """
+        Writes the model card of the output folder, with `Trainer`'s options: `license`, `tags`, `dataset`, …. One
+        that was edited by hand is kept: the folder's, or else, where this is pushed, the repository's.
+        """
+        if base_model(self.model) is not self.model or not self.is_world_process_zero():
+            return super().create_model_card(**options)  # PEFT adds to it what is to be known of adapters
+        summary, args = TrainingSummary.from_trainer(self, **options), self.args
+        unused = ["remove_unused_columns"] if self.teacher else ["remove_unused_columns", "distillation_weight"]
+        own = {name: getattr(args, name) for name in VideoPandaTrainingArguments.__annotations__ if name not in unused}
+        own = {name: value for name, value in own.items() if value is not None}
+        datasets = options.get("dataset") or []
+        facts = ModelFacts(
+            self.model.config,
+            num_parameters=self.model.num_parameters(),
+            base_model=options.get("finetuned_from"),
+            license=summary.license,
+            datasets=[datasets] if isinstance(datasets, str) else datasets,
+            metrics=summary.eval_results or {},
+            training={**summary.hyperparameters, **own},
+            training_log=make_markdown_table(summary.eval_lines),
+            tags=summary.tags,
+        )
+        api, published = HfApi(token=args.hub_token), None
+        if self.hub_model_id is not None and api.file_exists(self.hub_model_id, CARD, revision=args.hub_revision):
+            card = api.hf_hub_download(self.hub_model_id, CARD, revision=args.hub_revision)
+            published = Path(card).read_text(encoding="utf-8")
+        write_card(Path(args.output_dir) / CARD, facts, self.hub_model_id or args.output_dir, api, published)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """`Trainer` copies weights and configuration from the checkpoint; the code that it names belongs to them."""
+        if self.is_world_process_zero():
+            for module in Path(checkpoint_folder).glob("*.py"):
+                shutil.copy(module, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
 
 
 def freeze_parts(model: nn.Module, args: VideoPandaTrainingArguments) -> None:
