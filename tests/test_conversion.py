@@ -2,6 +2,12 @@
 
 import json
 import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -310,6 +316,29 @@ def test_an_index_that_leads_out_of_the_folder_is_an_error(tmp_path, name):
     assert_refused(source, index.name, repr(name))
 
 
+@pytest.mark.parametrize("with_index", [True, False])
+def test_a_link_that_leads_out_of_the_folder_is_an_error(tmp_path, with_index):
+    source = write_reference(tmp_path / "source", shards=2)
+    shard = source / "pytorch_model-00002-of-00002.bin"
+    shard.rename(tmp_path / "outside.bin")
+    shard.symlink_to("../outside.bin")
+    if not with_index:
+        (source / "pytorch_model.bin.index.json").unlink()
+    assert_refused(source, shard.name, "link", str(tmp_path / "outside.bin"))
+
+
+def test_the_links_of_the_hubs_cache_are_followed(tmp_path):
+    snapshot = tmp_path / "models--user--name" / "snapshots" / "0123abc"
+    snapshot.parent.mkdir(parents=True)
+    write_reference(snapshot)
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir()
+    for file in list(snapshot.iterdir()):
+        file.rename(blobs / f"of-{file.name}")
+        file.symlink_to(f"../../blobs/of-{file.name}")
+    assert (convert_checkpoint(snapshot, tmp_path / "target", quiet=True) / "model.safetensors").exists()
+
+
 def test_an_index_that_contradicts_the_files_is_an_error(tmp_path):
     source = write_reference(tmp_path / "source", shards=2)
     index = source / "pytorch_model.bin.index.json"
@@ -370,6 +399,57 @@ def test_an_empty_target_is_filled_and_an_unfinished_one_never_seen(tmp_path, mo
     assert list(target.iterdir()) == [] and len(list(tmp_path.iterdir())) == 2
     assert convert_checkpoint(source, target, quiet=True) == target
     assert (target / "model.safetensors").exists()
+
+
+def test_too_little_room_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
+    source = write_reference(tmp_path / "source")
+    usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    assert_refused(source, str(tmp_path), "0.0 GB of room")
+
+
+def start_conversion(source: Path, target: Path, **options) -> subprocess.Popen:
+    """The command, as a process of its own."""
+    command = [sys.executable, "-m", "video_panda_hf.conversion", str(source), str(target)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path):
+    source = write_reference(tmp_path / "source")
+
+    def no_large_files():  # a write beyond fails as on a full disk
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    with start_conversion(source, tmp_path / "target", preexec_fn=no_large_files) as process:
+        message = process.stderr.read()
+    assert process.returncode == 1 and "video-panda-convert: " in message and "Traceback" not in message
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+WAITING_CONVERSION = """
+import time
+from video_panda_hf import conversion
+conversion.build_generation_config = lambda *_: time.sleep(60)
+conversion.main()
+"""
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_conversion_leaves_no_target_and_is_named_by_the_next(tmp_path, stop, caplog):
+    source, target = write_reference(tmp_path / "source"), tmp_path / "target"
+    command = [sys.executable, "-c", WAITING_CONVERSION, str(source), str(target)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob(".target.*/*/config.json")):  # all is written but the processor
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(stop)
+    assert not target.exists()
+    left = [str(path) for path in tmp_path.glob(".target.*.unfinished")]
+    assert len(left) == (stop == signal.SIGKILL)
+    assert convert_checkpoint(source, target, quiet=True) == target
+    assert all(name in caplog.text for name in left) and ("was killed" in caplog.text) == bool(left)
+    load(target)
 
 
 # --- The tokenizer ---
@@ -436,6 +516,37 @@ def test_the_command_converts(tmp_path, capsys):
     assert model.dtype == torch.bfloat16 and model.config.vision_config.image_size == 32
     assert AutoProcessor.from_pretrained(target).video_processor.size["longest_edge"] == 32
     assert (target / "model.safetensors.index.json").exists()
+
+
+def test_the_command_pushes_what_it_has_converted(tmp_path, capsys, monkeypatch):
+    source, target = write_reference(tmp_path / "source"), tmp_path / "target"
+
+    def push_folder(folder, repo_id, *, private):
+        load(folder)
+        return f"https://hub/{repo_id} {private}"
+
+    monkeypatch.setattr("video_panda_hf.hub.push_folder", push_folder)
+    main([str(source), str(target), "--push-to", "me/panda", "--private"])
+    assert capsys.readouterr().out.splitlines() == [str(target), "https://hub/me/panda True"]
+
+
+def test_a_refused_push_leaves_the_folder_and_says_how_to_try_again(tmp_path, monkeypatch):
+    source, target = write_reference(tmp_path / "source"), tmp_path / "target"
+
+    def push_folder(*args, **options):
+        raise OSError("401: no token")
+
+    monkeypatch.setattr("video_panda_hf.hub.push_folder", push_folder)
+    with pytest.raises(SystemExit) as exit:
+        main([str(source), str(target), "--push-to", "me/panda"])
+    assert "401: no token" in str(exit.value) and f"video-panda push {target} me/panda" in str(exit.value)
+    load(target)
+
+
+def test_an_impossible_repository_is_refused_before_the_conversion(tmp_path):
+    with pytest.raises(SystemExit, match="not/a/name"):
+        main([str(write_reference(tmp_path / "source")), str(tmp_path / "target"), "--push-to", "not/a/name"])
+    assert not (tmp_path / "target").exists()
 
 
 def test_the_command_says_what_is_wrong_without_a_traceback(tmp_path):

@@ -7,17 +7,22 @@ Every tensor is accounted for, or nothing is written.
 import argparse
 import copy
 import dataclasses
+import glob
 import logging
+import shutil
+import signal
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate.utils import convert_file_size_to_int
 from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
 from tqdm import tqdm
 from transformers import (
     AutoTokenizer,
@@ -52,6 +57,8 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CANVAS_PATCHES = 32  # side of the canvas of all released models
 
+UNFINISHED = ".unfinished"  # how the folder's name ends until all is written
+
 PATCH_EMBEDDING = "model.video_tower.patch_embedding.weight"
 EMBEDDINGS = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -74,8 +81,9 @@ def convert_checkpoint(
     all others, so that the scores of other tokens are those of the reference. What EVE-7B lacks of STAB gets its
     initial values, the same in every run. Teachers are left out, and so is the distillation head unless asked for.
 
-    The folder appears at once, when all is written. A checkpoint of any size needs the same few hundred megabytes of
-    memory.
+    The folder appears at once, when all is written, so that no half of it can ever be loaded. What a killed conversion
+    leaves is a hidden folder beside it, which the next one names. A checkpoint of any size needs the same few hundred
+    megabytes of memory.
 
     Args:
         source: folder of the reference checkpoint: `config.json` and safetensors or `pytorch_model*.bin`.
@@ -92,6 +100,7 @@ def convert_checkpoint(
 
     Raises:
         ConversionError: a `ValueError` that names the file, key or setting that is wrong. Nothing is written then.
+        OSError: if the folder cannot be written. Nothing is left of it.
     """
     source, target = Path(source), Path(target).resolve()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -110,9 +119,11 @@ def convert_checkpoint(
     tensors = plan_tensors(copies, config, flat_config["vocab_size"], dtype)
     head = plan_distillation_head(stored, config, dtype) if keep_distillation_head else []
 
+    check_room(target, sum(tensor.num_bytes for tensor in tensors + head))
+
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as workplace,
+        tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=UNFINISHED, dir=target.parent) as workplace,
         tqdm(total=len(tensors) + len(head), unit="tensor", disable=True if quiet else None) as progress,
     ):
         folder = Path(workplace) / "converted"
@@ -127,6 +138,18 @@ def convert_checkpoint(
             target.rmdir()
         folder.rename(target)
     return target
+
+
+def check_room(target: Path, num_bytes: int):
+    """Raises where the disk has less room than the weights take. Warns of what a killed conversion has left there."""
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*{UNFINISHED}"):
+        logger.warning("%s is of a conversion that was killed, or still runs: delete it if it does not.", left)
+    folder = next(folder for folder in target.parents if folder.exists())
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise ConversionError(
+            f"{folder} has {free / 1e9:.1f} GB of room, but the converted weights take {num_bytes / 1e9:.1f} GB."
+        )
 
 
 def read_reference_config(source: Path) -> dict:
@@ -415,11 +438,45 @@ def main(arguments: list[str] | None = None):
         help="also write distillation_head.safetensors, to go on training with it",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--push-to", metavar="REPO_ID", help="also upload TARGET to the Hub, where it is kept as well")
+    parser.add_argument("--private", action="store_true", help="with --push-to: make a new repository a private one")
+    options = vars(parser.parse_args(arguments))
+    push_to, private = options.pop("push_to"), options.pop("private")
     try:
-        print(convert_checkpoint(**vars(options)))
-    except ConversionError as error:
+        if push_to is not None:
+            validate_repo_id(push_to)
+        with cleaning_up_when_terminated():
+            target = convert_checkpoint(**options)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (OSError, ValueError) as error:
         sys.exit(f"video-panda-convert: {error}")
+    print(target, flush=True)
+    if push_to is not None:
+        print(push(target, push_to, private))
+
+
+@contextmanager
+def cleaning_up_when_terminated():
+    """A scheduler's or `docker stop`'s SIGTERM leaves no more behind than Ctrl-C."""
+    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def push(target: Path, repo_id: str, private: bool) -> str:
+    """Uploads the converted folder and returns its URL. Exits, with how to try again, where the Hub refuses."""
+    from .hub import push_folder
+
+    try:
+        return push_folder(target, repo_id, private=private or None)
+    except (OSError, ValueError) as error:
+        sys.exit(
+            f"video-panda-convert: {target} is converted, but not on the Hub: {error}\n"
+            f"To try again: video-panda push {target} {repo_id}{' --private' if private else ''}"
+        )
 
 
 if __name__ == "__main__":

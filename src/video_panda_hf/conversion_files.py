@@ -108,9 +108,22 @@ def find_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
             files += [folder / name for name in missing_shards([file.name for file in files])]
         if missing := [file.name for file in files if not file.is_file()]:
             raise ConversionError(f"{folder} lacks a part of its weights: {name_some(missing)}.")
+        for file in files:
+            check_inside(file)
         if files:
             return files, places
     raise ConversionError(f"{folder} has no weights: neither `pytorch_model*.bin` nor `model*.safetensors`.")
+
+
+def check_inside(file: Path):
+    """Raises for a link that leads out of the checkpoint's folder, or, in the Hub's cache, out of the cache."""
+    home, resolved = file.parent.resolve(), file.resolve()
+    if home.parent.name == "snapshots" and home.parents[1].name.startswith("models--"):
+        home = home.parents[2]  # of <cache>/models--…/snapshots/<commit>, whose files are links to blobs
+    if not resolved.is_relative_to(home):
+        raise ConversionError(
+            f"{file} is a link that leads out of its folder, to {resolved}: put the file itself there."
+        )
 
 
 def read_index(file: Path) -> dict[str, str]:
