@@ -107,6 +107,7 @@ class VideoPandaProcessor(ProcessorMixin):
         self.row_token_id = token_id(tokenizer, ROW_TOKEN)
         self.video_token_ids = [self.video_token_id, self.row_token_id]
         self.after_video = space_after_video(tokenizer)
+        forget_code(tokenizer)
         self.use_row_tokens = use_row_tokens
         super().__init__(video_processor, tokenizer, chat_template=chat_template)
 
@@ -328,6 +329,13 @@ def token_id(tokenizer, token: str) -> int:
             f"or add {VIDEO_TOKEN} and {ROW_TOKEN} with tokenizer.add_tokens([...], special_tokens=True)"
         )
     return found
+
+
+def forget_code(tokenizer) -> None:
+    """A checkpoint's tokenizer names the processor's code too. Saving writes it anew, if it is wanted."""
+    auto_map = tokenizer.init_kwargs.pop("auto_map", {})
+    if others := {name: reference for name, reference in auto_map.items() if name != "AutoProcessor"}:
+        tokenizer.init_kwargs["auto_map"] = others
 
 
 def space_after_video(tokenizer) -> str:
