@@ -65,12 +65,18 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def command(folder: Path, recipe: str, output: Path, *options: str, processes: int = 1) -> list[str]:
-    launcher = [sys.executable]
-    if processes > 1:  # "multi GPU" starts the processes; the script's own --use_cpu makes them talk by gloo
-        launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"]
-        launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    options = [*"--use_cpu --bf16 false --dataloader_num_workers 0 --logging_steps 1 --seed 1".split(), *options]
+def command(folder: Path, recipe: str, output: Path, *options: str, strategy: str | None = None) -> list[str]:
+    """`strategy`: a file of examples/accelerate, for two processes on the CPU. `None`: one process."""
+    launcher, device = [sys.executable], ["--use_cpu"]
+    if strategy is not None:
+        config = EXAMPLES / "accelerate" / f"{strategy}.yaml"
+        launcher += ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes=2"]
+        launcher += ["--mixed_precision=no", "--main_process_port=0"]
+    if strategy == "fsdp2":
+        launcher.append(Path(__file__).parent / "fsdp_on_cpu.py")
+    if strategy is not None and "deepspeed" in strategy:  # which is not used at all with --use_cpu
+        device = ["--ddp_backend", "gloo"]
+    options = [*device, *"--bf16 false --dataloader_num_workers 0 --logging_steps 1 --seed 1".split(), *options]
     script = [EXAMPLES / "train.py", "--config", EXAMPLES / "recipes" / f"{recipe}.yaml", "--output_dir", output]
     return list(map(str, [*launcher, *script, "--model", folder / "model", "--data", folder / "data.json", *options]))
 
@@ -142,24 +148,54 @@ def test_a_recipe_with_a_setting_that_does_not_exist_is_an_error(monkeypatch, tm
     assert "settings that do not exist: learning_rte" in capsys.readouterr().err
 
 
-def test_two_processes_train_as_one_and_go_on_from_each_others_checkpoints(folder, tmp_path):
-    """The same global batch: losses and weights to 1e-5. STAB is frozen, for each process' batch norm sees its own
-    part of the batch (torch's SyncBatchNorm would see all)."""
-    options = ["--max_steps", "4", "--save_steps", "2", "--learning_rate", "1e-3", "--train_vision", "false"]
-    options += ["--gradient_accumulation_steps", "2", "--distillation_teacher", folder / "teacher"]
-    one, two, both = tmp_path / "one", tmp_path / "two", tmp_path / "both"
-    run(folder, "stage3", one, *options, "--per_device_train_batch_size", "4")
-    run(folder, "stage3", two, *options, "--per_device_train_batch_size", "2", processes=2)
-    shutil.copytree(two / "checkpoint-2", both / "checkpoint-2")
-    run(folder, "stage3", both, *options, "--per_device_train_batch_size", "4")
+def assert_same_run(one: Path, other: Path) -> None:
+    """Losses of each step and weights at the end, to 1e-5."""
+    expected, got = logs(one / "checkpoint-4"), logs(other / "checkpoint-4")
+    for key in set(expected[0]) & {"loss", "language_loss", "distillation_loss", "learning_rate"}:
+        assert [entry[key] for entry in got] == pytest.approx([entry[key] for entry in expected], abs=1e-5)
+    files = {path.name for path in one.glob("*.safetensors")}
+    assert files == {path.name for path in other.glob("*.safetensors")}
+    for file in files:
+        torch.testing.assert_close(load_file(other / file), load_file(one / file), atol=1e-5, rtol=1e-5)
 
-    expected = logs(one / "checkpoint-4")
-    for other in (two, both):
-        got = logs(other / "checkpoint-4")
-        for key in ("loss", "language_loss", "distillation_loss", "learning_rate"):
-            assert [entry[key] for entry in got] == pytest.approx([entry[key] for entry in expected], abs=1e-5)
-        for file in ("model.safetensors", "distillation_head.safetensors"):
-            torch.testing.assert_close(load_file(other / file), load_file(one / file), atol=1e-5, rtol=1e-5)
+
+# Four steps on the same global batches. STAB is frozen, for each process' batch norm sees its own part of the batch
+# (torch's SyncBatchNorm would see all).
+STEPS = (
+    "--max_steps 4 --save_steps 2 --learning_rate 1e-3 --train_vision false --gradient_accumulation_steps 2".split()
+)
+BATCH_OF_ONE, BATCH_OF_TWO = (["--per_device_train_batch_size", size] for size in "42")
+
+
+@pytest.fixture(scope="module")
+def one_process(folder, tmp_path_factory) -> Path:
+    """What one process gives, with distillation."""
+    output = tmp_path_factory.mktemp("one") / "process"
+    run(folder, "stage3", output, *STEPS, *BATCH_OF_ONE, "--distillation_teacher", folder / "teacher")
+    return output
+
+
+def test_two_processes_train_as_one_and_either_goes_on_from_the_others_checkpoint(folder, tmp_path, one_process):
+    options = [*STEPS, "--distillation_teacher", folder / "teacher"]
+    two, to_one, to_two = tmp_path / "two", tmp_path / "to_one", tmp_path / "to_two"
+    run(folder, "stage3", two, *options, *BATCH_OF_TWO, strategy="ddp")
+    shutil.copytree(two / "checkpoint-2", to_one / "checkpoint-2")
+    run(folder, "stage3", to_one, *options, *BATCH_OF_ONE)
+    shutil.copytree(one_process / "checkpoint-2", to_two / "checkpoint-2")
+    run(folder, "stage3", to_two, *options, *BATCH_OF_TWO, strategy="ddp")
+    for output in (two, to_one, to_two):
+        assert_same_run(one_process, output)
+
+
+def test_fsdp2_trains_as_one_process(folder, tmp_path, one_process):
+    """And goes on from its own checkpoint: after its first the run is cut short, and started again."""
+    options = [*STEPS, *BATCH_OF_TWO, "--distillation_teacher", folder / "teacher"]
+    run(folder, "stage3", tmp_path, *options, strategy="fsdp2")
+    assert (tmp_path / "checkpoint-2" / "pytorch_model_fsdp.bin").is_file()
+    assert_same_run(one_process, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    run(folder, "stage3", tmp_path, *options, strategy="fsdp2")
+    assert_same_run(one_process, tmp_path)
 
 
 def test_processes_with_and_without_videos_keep_in_step_under_fsdp2():
