@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from hub_server import LoopbackHub
 from reference_checkpoint import (
     CANVAS,
     VOCAB_SIZE,
@@ -518,29 +519,26 @@ def test_the_command_converts(tmp_path, capsys):
     assert (target / "model.safetensors.index.json").exists()
 
 
-def test_the_command_pushes_what_it_has_converted(tmp_path, capsys, monkeypatch):
-    source, target = write_reference(tmp_path / "source"), tmp_path / "target"
+def test_the_command_pushes_what_it_has_converted_and_keeps_it_where_the_hub_refuses(tmp_path):
+    source = write_reference(tmp_path / "source")
+    with LoopbackHub(tokens={"hf_me": "me"}) as hub:
 
-    def push_folder(folder, repo_id, *, private):
-        load(folder)
-        return f"https://hub/{repo_id} {private}"
+        def convert_and_push(target: Path, token: str | None):
+            command = [sys.executable, "-m", "video_panda_hf.conversion", str(source), str(target)]
+            environment = hub.environment(tmp_path / "cache", token)
+            return subprocess.run(
+                [*command, "--push-to", "me/panda", "--private"], env=environment, capture_output=True, text=True
+            )
 
-    monkeypatch.setattr("video_panda_hf.hub.push_folder", push_folder)
-    main([str(source), str(target), "--push-to", "me/panda", "--private"])
-    assert capsys.readouterr().out.splitlines() == [str(target), "https://hub/me/panda True"]
+        pushed = convert_and_push(tmp_path / "a", "hf_me")
+        assert pushed.stdout.splitlines() == [str(tmp_path / "a"), f"{hub.endpoint}/me/panda/tree/main"]
+        assert hub.repositories["models", "me/panda"].private
+        assert hub.files("me/panda")["model.safetensors"] == (tmp_path / "a" / "model.safetensors").read_bytes()
 
-
-def test_a_refused_push_leaves_the_folder_and_says_how_to_try_again(tmp_path, monkeypatch):
-    source, target = write_reference(tmp_path / "source"), tmp_path / "target"
-
-    def push_folder(*args, **options):
-        raise OSError("401: no token")
-
-    monkeypatch.setattr("video_panda_hf.hub.push_folder", push_folder)
-    with pytest.raises(SystemExit) as exit:
-        main([str(source), str(target), "--push-to", "me/panda"])
-    assert "401: no token" in str(exit.value) and f"video-panda push {target} me/panda" in str(exit.value)
-    load(target)
+        refused = convert_and_push(tmp_path / "b", None)
+        assert refused.returncode == 1 and "Traceback" not in refused.stderr
+        assert f"video-panda push {tmp_path / 'b'} me/panda --private" in refused.stderr
+        load(tmp_path / "b")
 
 
 def test_an_impossible_repository_is_refused_before_the_conversion(tmp_path):

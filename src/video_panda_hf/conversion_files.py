@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 
-CHUNK_ELEMENTS = 2**20
+CHUNK_ELEMENTS = 2**18
 MAPPED_BYTES = 2**26  # read from a file before it is mapped anew
 
 # What a safetensors header calls the types of tensors that a checkpoint may have.
