@@ -43,14 +43,28 @@ def test_what_cannot_be_is_said_in_a_line_and_a_status(arguments, message, capsy
     assert "video-panda: " in error and message in error and "Traceback" not in error
 
 
+def test_a_folder_that_is_no_checkpoint_is_not_pushed(tmp_path, capsys):
+    assert main(["push", str(tmp_path / "none"), "ann/panda"]) == 2
+    assert main(["push", str(tmp_path), "ann/panda"]) == 2
+    errors = capsys.readouterr().err
+    assert "none is not a folder" in errors and "has no config.json" in errors and "Traceback" not in errors
+
+
 def test_fps_and_num_frames_exclude_each_other(capsys):
     with pytest.raises(SystemExit):
         main(["ask", CLIP, "What?", "--fps", "2", "--num-frames", "8"])
     assert "not allowed with" in capsys.readouterr().err
 
 
-def test_help_has_examples(capsys):
+@pytest.mark.parametrize(
+    ("command", "example"),
+    [
+        ("ask", 'video-panda ask clip.mp4 "Which way does it move?"'),
+        ("push", "video-panda push runs/mine user/my-video-panda --private"),
+    ],
+)
+def test_help_has_examples(command, example, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["ask", "--help"])
+        main([command, "--help"])
     assert stopped.value.code == 0
-    assert 'video-panda ask clip.mp4 "Which way does it move?"' in capsys.readouterr().out
+    assert example in capsys.readouterr().out

@@ -16,6 +16,7 @@ from video_panda_hf.hub import check_folder, with_code
 from video_panda_hf.modeling.hub_video_panda import ModelFacts, files_of, is_blank, is_generated, with_tags, write_card
 
 
+peft = pytest.importorskip("peft")
 EDITED = "---\nlicense: mit\n---\nAnn wrote this.\n"
 BLANK = ModelCard.from_template(
     ModelCardData(library_name="transformers", tags=[]),
@@ -179,13 +180,21 @@ def test_an_upload_that_fails_in_the_middle_shows_nothing_and_can_be_repeated(hu
     assert sum("/commit/" in path for _, path, _ in hub.requests) == 1
 
 
-def test_the_command_pushes_a_folder_as_it_is_with_code_and_card(hub, shared):
+def test_the_command_pushes_a_folder_as_it_is_with_code_and_card(hub, shared, tmp_path):
+    peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=".*q_proj")).save_pretrained(tmp_path / "adapter")
+    generated = str(ModelFacts(tiny_model().config).card("ann/kept", HfApi()))
+    checkpoint(tmp_path / "carded")
+    (tmp_path / "carded" / "README.md").write_text(generated, encoding="utf-8")
+    hub.create("models", "ann/kept").commit("main", {"README.md": EDITED.encode()})
     before = {file.name: file.read_bytes() for file in SHIPPED_MODEL.iterdir()}
     options = ["--private", "--revision", "exp/one", "--license", "mit", "--message", "Shapes"]
-    done, *refused = push_commands(
+    done, adapter, carded, kept, *refused = push_commands(
         hub,
         shared,
         [SHIPPED_MODEL, "ann/shipped", *options, "--token", "hf_ann"],
+        [tmp_path / "adapter", "ann/adapter-folder", "--token", "hf_ann"],
+        [tmp_path / "carded", "ann/carded", "--no-code", "--token", "hf_ann"],
+        [tmp_path / "carded", "ann/kept", "--create-pr", "--token", "hf_ann"],
         [SHIPPED_MODEL, "ann/forbidden"],
         [SHIPPED_MODEL, "ann/forbidden", "--token", "hf_wrong"],
         [SHIPPED_MODEL, "ann/forbidden", "--token", "hf_bob"],
@@ -198,6 +207,13 @@ def test_the_command_pushes_a_folder_as_it_is_with_code_and_card(hub, shared):
     assert files["model.safetensors"] == before["model.safetensors"]
     assert ModelCard(files["README.md"].decode()).data.license == "mit"
     assert {file.name: file.read_bytes() for file in SHIPPED_MODEL.iterdir()} == before
+
+    assert adapter["status"] == 0
+    assert hub.files("ann/adapter-folder").keys() >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert carded["status"] == 0 and hub.files("ann/carded")["README.md"].decode() == generated
+    assert not [name for name in hub.files("ann/carded") if name.endswith(".py")]
+    assert kept["output"] == f"{hub.endpoint}/ann/kept/discussions/1\n"
+    assert hub.files("ann/kept", "refs/pr/1")["README.md"].decode() == EDITED
 
     for error, message in zip(refused, ("hf auth login", "hf auth login", "rights"), strict=True):
         assert error["status"] == 2 and message in error["errors"] and "Traceback" not in error["errors"]
