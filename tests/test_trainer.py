@@ -334,6 +334,19 @@ def test_grouping_puts_conversations_with_videos_together(tmp_path):
     assert sum(len(batch.unique()) > 1 for batch in batches) <= 4  # of 100: where the sampler's groups meet
 
 
+def test_a_grouped_run_goes_on_in_the_order_of_the_epoch_it_was_in(tmp_path):
+    examples = make_examples()
+    for example in examples:
+        example["messages"] = [{"role": "user", "content": "word " * len(example["input_ids"])}]
+    runs = {}
+    for name, checkpoint in {"unbroken": None, "resumed": tmp_path / "unbroken" / "checkpoint-6"}.items():
+        options = {"train_sampling_strategy": "group_by_length", "save_strategy": "steps", "save_steps": 3}
+        trainer = make_trainer(tmp_path / name, examples=examples, max_steps=12, **options)
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        runs[name] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert runs["resumed"] == runs["unbroken"]  # 4 steps are an epoch: it went on in the middle of the second
+
+
 # PEFT
 
 

@@ -3,6 +3,7 @@
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modelcard import TrainingSummary, make_markdown_table
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from ..modeling.hub_video_panda import CARD, ModelFacts, write_card
+from ..modeling.hub_video_panda import CARD, ModelFacts, written
 from .arguments import VideoPandaTrainingArguments
 from .distillation import HEAD_FILE, VideoPandaDistillationHead, VideoPandaTeacher, attach_distillation_head
 
@@ -48,7 +49,8 @@ class VideoPandaTrainer(Trainer):
     The evaluation loss is the language model's alone.
 
     Raises:
-        ValueError: for a teacher together with DeepSpeed ZeRO-3, for several GPUs in one process.
+        ValueError: for a teacher together with DeepSpeed ZeRO-3, for several GPUs in one process; in training, for a
+            part of a batch that has no video at all under DeepSpeed ZeRO-3.
     """
 
     args: VideoPandaTrainingArguments
@@ -116,6 +118,11 @@ class VideoPandaTrainer(Trainer):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
+        if inputs.get("pixel_values_videos") is None and self.args.world_size > 1 and is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "A process has no video in its part of the batch: with DeepSpeed ZeRO-3 the others would wait for it "
+                "for ever. Leave rows without videos out, or choose ZeRO-2 or FSDP2."
+            )
         if self.label_smoother is None and self.compute_loss_func is None:  # these two want all logits
             next_labels = nn.functional.pad(inputs["labels"], (0, 1), value=-100)[:, 1:]
             inputs = {**inputs, "logits_to_keep": next_labels != -100}
@@ -174,11 +181,11 @@ class VideoPandaTrainer(Trainer):
         grouped = self.args.train_sampling_strategy == "group_by_length" and hasattr(train_dataset, "__len__")
         if not grouped or "messages" not in train_dataset[0]:
             return super()._get_train_sampler(train_dataset)
-        seed = self.args.data_seed
-        return LengthGroupedSampler(
+        return EpochwiseGroupedSampler(
             self.args.train_batch_size * self.args.gradient_accumulation_steps,
             lengths=[estimate_length(example["messages"]) for example in train_dataset],
-            generator=torch.Generator().manual_seed(self.args.seed if seed is None else seed),
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            epoch=lambda: int(self.state.epoch or 0),
         )
 
     def count(self, inputs: dict, terms: list[torch.Tensor]) -> None:
@@ -231,7 +238,13 @@ class VideoPandaTrainer(Trainer):
         Writes the model card of the output folder, with `Trainer`'s options: `license`, `tags`, `dataset`, …. One
         that was edited by hand is kept: the folder's, or else, where this is pushed, the repository's.
         """
-        if base_model(self.model) is not self.model or not self.is_world_process_zero():
+        if not self.is_world_process_zero():
+            return
+        file, text = Path(self.args.output_dir) / CARD, self.written_card()
+        if text is not None:
+            file.write_text(text, encoding="utf-8")
+            return
+        if base_model(self.model) is not self.model:
             return super().create_model_card(**options)  # PEFT adds to it what is to be known of adapters
         summary, args = TrainingSummary.from_trainer(self, **options), self.args
         unused = ["remove_unused_columns"] if self.teacher else ["remove_unused_columns", "distillation_weight"]
@@ -249,11 +262,17 @@ class VideoPandaTrainer(Trainer):
             training_log=make_markdown_table(summary.eval_lines),
             tags=summary.tags,
         )
-        api, published = HfApi(token=args.hub_token), None
+        card = facts.card(self.hub_model_id or args.output_dir, HfApi(token=args.hub_token))
+        file.write_text(str(card), encoding="utf-8")
+
+    def written_card(self) -> str | None:
+        """The model card that someone wrote, if there is one: the output folder's, or the repository's."""
+        args, api = self.args, HfApi(token=self.args.hub_token)
+        files = [Path(args.output_dir) / CARD]
         if self.hub_model_id is not None and api.file_exists(self.hub_model_id, CARD, revision=args.hub_revision):
-            card = api.hf_hub_download(self.hub_model_id, CARD, revision=args.hub_revision)
-            published = Path(card).read_text(encoding="utf-8")
-        write_card(Path(args.output_dir) / CARD, facts, self.hub_model_id or args.output_dir, api, published)
+            files.append(Path(api.hf_hub_download(self.hub_model_id, CARD, revision=args.hub_revision)))
+        texts = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
+        return next(filter(None, map(written, texts)), None)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """`Trainer` copies weights and configuration from the checkpoint; the code that it names belongs to them."""
@@ -261,6 +280,19 @@ class VideoPandaTrainer(Trainer):
             for module in Path(checkpoint_folder).glob("*.py"):
                 shutil.copy(module, self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
+
+
+class EpochwiseGroupedSampler(LengthGroupedSampler):
+    """`LengthGroupedSampler` in an order that follows from seed and epoch: a run that goes on in the middle of a later
+    epoch sees the rest of that epoch, and nothing twice."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int, epoch: Callable[[], int]):
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed, self.epoch = seed, epoch
+
+    def __iter__(self):
+        self.generator.manual_seed(self.seed + self.epoch())
+        return super().__iter__()
 
 
 def freeze_parts(model: nn.Module, args: VideoPandaTrainingArguments) -> None:
