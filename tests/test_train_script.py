@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import CLIPImageProcessor, set_seed
+from transformers import AutoModelForImageTextToText, CLIPImageProcessor, set_seed
 
 from test_distillation import tiny_teacher
 from tiny_models import TEXT_CONFIGS, tiny_config
@@ -198,6 +198,18 @@ def test_fsdp2_trains_as_one_process(folder, tmp_path, one_process):
     assert_same_run(one_process, tmp_path)
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_trains_as_one_process(folder, tmp_path, stage):
+    """The losses of four steps, and what is loaded from what was saved."""
+    pytest.importorskip("deepspeed")
+    run(folder, "stage3", tmp_path / "one", *STEPS, *BATCH_OF_ONE)
+    run(folder, "stage3", tmp_path / "two", *STEPS, *BATCH_OF_TWO, strategy=f"deepspeed_zero{stage}")
+    losses = [[entry["loss"] for entry in logs(tmp_path / name / "checkpoint-4")] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    one, two = (AutoModelForImageTextToText.from_pretrained(tmp_path / name) for name in ("one", "two"))
+    torch.testing.assert_close(two.state_dict(), one.state_dict(), atol=1e-5, rtol=1e-5)
+
+
 def test_processes_with_and_without_videos_keep_in_step_under_fsdp2():
     script = Path(__file__).parent / "fsdp_gradients.py"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -222,11 +234,14 @@ def test_lora_runs_by_its_recipe(monkeypatch, folder, tmp_path):
     train_adapters(monkeypatch, folder, tmp_path, "lora", "--bf16", "true")
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="4-bit weights need a GPU")
-def test_qlora_runs_by_its_recipe(monkeypatch, folder, tmp_path):
+on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+def test_qlora_runs_by_its_recipe(monkeypatch, folder, tmp_path, device):
     pytest.importorskip("bitsandbytes")
-    train_adapters(monkeypatch, folder, tmp_path, "qlora", "--bf16", "true", "--use_cpu", "false")
+    use_cpu = str(device == "cpu").lower()
+    train_adapters(monkeypatch, folder, tmp_path, "qlora", "--bf16", "true", "--use_cpu", use_cpu)
 
 
 # It learns
