@@ -1,6 +1,6 @@
 """What converting the released checkpoint costs, and loading the result: peak memory and time.
 
-    python benchmarks/conversion.py                # 7B, as released: needs 28 GB of disk, 16 GB of memory
+    python benchmarks/conversion.py                # 7B, as released: needs 28 GB of disk
     python benchmarks/conversion.py --layers 2     # the same with a shorter language model
 
 The checkpoint is made up: the released shapes and names in bfloat16, random values, `.bin` shards as `torch.save`
