@@ -202,6 +202,8 @@ class VideoPandaVisionModel(VideoPandaPreTrainedModel):
 class LocalSpatioTemporalEncoding(nn.Module):
     """LSTE [eq. 2]: `E + C3(C2(C1(BN(E))))`, mixing each cell with the same cell of the frames beside it."""
 
+    # No layer that gradient checkpointing runs twice, as the others are: batch norm must see a batch once.
+
     def __init__(self, config: VideoPandaVisionConfig):
         super().__init__()
         hidden_size = config.hidden_size
