@@ -62,6 +62,7 @@ def push():
     from video_panda_hf import SHIPPED_MODEL, VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaProcessor
 
     model = VideoPandaForConditionalGeneration.from_pretrained(SHIPPED_MODEL)
+    model.config.text_config._name_or_path = "ann/llm"  # as `from_text_pretrained("ann/llm")` leaves it
     processor = VideoPandaProcessor.from_pretrained(SHIPPED_MODEL)
     logits = {"main": logits_of(model, processor)}
 

@@ -20,6 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from huggingface_hub import ModelCard
+
 
 LARGE_FILES = (".safetensors", ".bin", ".mp4")
 
@@ -196,9 +198,12 @@ class Handler(BaseHTTPRequestHandler):
     def info(self, kind: str, repo_id: str, revision: str | None = None):
         repository = self.repository(kind, repo_id)
         sha = self.commit_of(repository, revision or "main")
-        siblings = [{"rfilename": path} for path in sorted(repository.commits[sha])]
+        tree = repository.commits[sha]
+        metadata = ModelCard(tree.get("README.md", b"").decode()).data.to_dict()
+        tags = [*metadata.get("tags", []), *(f"license:{metadata[key]}" for key in metadata if key == "license")]
         about = {"id": repo_id, "modelId": repo_id, "sha": sha, "private": repository.private}
-        self.answer({**about, "siblings": siblings})
+        siblings = [{"rfilename": path} for path in sorted(tree)]
+        self.answer({**about, "siblings": siblings, "tags": tags, "cardData": metadata})
 
     def tree(self, kind: str, repo_id: str, revision: str, folder: str | None = None):
         repository = self.repository(kind, repo_id)

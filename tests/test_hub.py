@@ -10,10 +10,11 @@ import pytest
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from hub_server import LoopbackHub
+from test_trainer import make_trainer
 from tiny_models import tiny_model
 from video_panda_hf import SHIPPED_CLIPS, SHIPPED_MODEL, VideoPandaForConditionalGeneration, VideoPandaProcessor
 from video_panda_hf.hub import check_folder, with_code
-from video_panda_hf.modeling.hub_video_panda import ModelFacts, files_of, is_blank, is_generated, with_tags, write_card
+from video_panda_hf.modeling.hub_video_panda import ModelFacts, files_of, is_blank, is_generated, with_tags, written
 
 
 peft = pytest.importorskip("peft")
@@ -31,6 +32,7 @@ def hub():
     with LoopbackHub({"hf_ann": "ann", "hf_bob": "bob"}) as hub:
         clips = hub.create("datasets", "raushan-testing-hf/videos-test")  # the video of every card
         clips.commit("main", {"sample_demo_1.mp4": (SHIPPED_CLIPS / "red_circle_left.mp4").read_bytes()})
+        hub.create("models", "ann/llm").commit("main", {"README.md": b"---\nlicense: llama2\n---\nA language model."})
         for name in ("ann/edited", "ann/trained-edited"):
             hub.create("models", name).commit("main", {"README.md": EDITED.encode()})
         yield hub
@@ -141,6 +143,7 @@ def test_the_card_says_what_is_known(pushed):
     text = pushed.files("ann/panda")["README.md"].decode()
     data = ModelCard(text).data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "video-text-to-text")
+    assert (data.base_model, data.license) == ("ann/llm", "llama2")
     assert data.tags == ["video-panda", "shapes"] and is_generated(text)
     for word in (
         "type `llama` with 3 layers",
@@ -278,6 +281,16 @@ def test_training_pushes_checkpoints_that_load_and_a_card_that_tells_of_it(hub, 
     assert hub.files("ann/trained-edited")["README.md"].decode() == EDITED
 
 
+def test_the_trainer_leaves_a_card_that_was_edited(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.create_model_card(license="mit")
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert is_generated(card) and "license: mit" in card
+    (tmp_path / "README.md").write_text(card + "It counts to ten.", encoding="utf-8")
+    trainer.create_model_card()
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == card + "It counts to ten."
+
+
 # Folders and cards
 
 
@@ -326,7 +339,7 @@ def test_training_leftovers_are_not_uploaded(tmp_path):
     assert sorted(files_of(tmp_path)) == sorted(kept)
 
 
-def test_a_card_that_was_edited_is_told_from_one_that_was_not():
+def test_a_card_that_was_edited_is_told_from_one_that_was_not(tmp_path):
     facts = ModelFacts(
         tiny_model().config, license="mit", metrics={"accuracy": 0.98}, training={"learning_rate": 1e-3}
     )
@@ -334,27 +347,6 @@ def test_a_card_that_was_edited_is_told_from_one_that_was_not():
     assert is_generated(text) and is_generated(str(ModelCard(text))) and is_generated(with_tags(text, ["lora"]))
     assert not is_generated(text.replace("mit", "apache-2.0")) and not is_generated(text + "One word more.")
     assert is_blank(str(BLANK)) and not is_blank(str(BLANK).replace("Uses", "Uses: none")) and not is_blank(text)
-
-
-@pytest.mark.parametrize(
-    ("local", "published", "kept"),
-    [
-        (None, None, None),
-        (EDITED, None, EDITED),
-        (EDITED, "Another's.", EDITED),
-        (None, EDITED, EDITED),
-        (str(BLANK), None, None),
-        ("generated", None, None),
-        ("generated", EDITED, EDITED),
-        (None, "generated", None),
-    ],
-)
-def test_writing_a_card_keeps_every_word_that_a_person_wrote(tmp_path, local, published, kept):
-    config = tiny_model().config
-    older, newer = (ModelFacts(config, license="mit", training={"seed": seed}) for seed in (1, 2))
-    text = {"generated": str(older.card("ann/panda", HfApi()))}
-    if local is not None:
-        (tmp_path / "README.md").write_text(text.get(local, local), encoding="utf-8")
-    write_card(tmp_path / "README.md", newer, "ann/panda", HfApi(), text.get(published, published))
-    now = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert now == (kept or str(newer.card("ann/panda", HfApi())))
+    assert [written(card) for card in (None, text, str(BLANK), EDITED)] == [None, None, None, EDITED]
+    peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=".*q_proj")).save_pretrained(tmp_path)
+    assert is_blank((tmp_path / "README.md").read_text(encoding="utf-8"))
