@@ -1,6 +1,8 @@
 """Reference checkpoints become this model: every tensor accounted for, or an error and nothing written."""
 
 import json
+import multiprocessing
+import os
 import pickle
 import resource
 import shutil
@@ -8,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -28,7 +31,7 @@ from reference_checkpoint import (
     to_patches,
     write_reference,
 )
-from video_panda_hf import conversion_files
+from video_panda_hf import conversion, conversion_files
 from video_panda_hf.conversion import ConversionError, convert_checkpoint, main
 
 
@@ -409,42 +412,44 @@ def test_too_little_room_is_an_error_before_anything_is_written(tmp_path, monkey
     assert_refused(source, str(tmp_path), "0.0 GB of room")
 
 
-def start_conversion(source: Path, target: Path, **options) -> subprocess.Popen:
-    """The command, as a process of its own."""
-    command = [sys.executable, "-m", "video_panda_hf.conversion", str(source), str(target)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+def forked(function: Callable, *arguments) -> multiprocessing.Process:
+    """A process of its own, started at once with all that is imported here."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments, daemon=True)
+    process.start()
+    return process
 
 
-def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path):
+def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path, capfd):
     source = write_reference(tmp_path / "source")
 
-    def no_large_files():  # a write beyond fails as on a full disk
+    def convert_without_room():
+        torch.set_num_threads(1)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # a write beyond fails as on a full disk
+        main([str(source), str(tmp_path / "target")])
 
-    with start_conversion(source, tmp_path / "target", preexec_fn=no_large_files) as process:
-        message = process.stderr.read()
-    assert process.returncode == 1 and "video-panda-convert: " in message and "Traceback" not in message
+    process = forked(convert_without_room)
+    process.join()
+    message = capfd.readouterr().err
+    assert process.exitcode == 1 and "video-panda-convert: " in message and "Traceback" not in message
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
-
-
-WAITING_CONVERSION = """
-import time
-from video_panda_hf import conversion
-conversion.build_generation_config = lambda *_: time.sleep(60)
-conversion.main()
-"""
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_conversion_leaves_no_target_and_is_named_by_the_next(tmp_path, stop, caplog):
     source, target = write_reference(tmp_path / "source"), tmp_path / "target"
-    command = [sys.executable, "-c", WAITING_CONVERSION, str(source), str(target)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while not list(tmp_path.glob(".target.*/*/config.json")):  # all is written but the processor
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(stop)
+
+    def convert_slowly():
+        torch.set_num_threads(1)
+        conversion.build_generation_config = lambda *_: time.sleep(60)
+        main([str(source), str(target)])
+
+    process = forked(convert_slowly)
+    while not list(tmp_path.glob(".target.*/*/config.json")):  # all is written but the processor
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, stop)
+    process.join()
     assert not target.exists()
     left = [str(path) for path in tmp_path.glob(".target.*.unfinished")]
     assert len(left) == (stop == signal.SIGKILL)
@@ -520,25 +525,29 @@ def test_the_command_converts(tmp_path, capsys):
 
 
 def test_the_command_pushes_what_it_has_converted_and_keeps_it_where_the_hub_refuses(tmp_path):
-    source = write_reference(tmp_path / "source")
+    write_reference(tmp_path / "source")
+    script = """if True:
+        import os
+        from video_panda_hf.conversion import main
+        main(["source", "a", "--push-to", "me/panda", "--private"])
+        del os.environ["HF_TOKEN"]
+        main(["source", "b", "--push-to", "me/panda", "--private"])
+    """
     with LoopbackHub(tokens={"hf_me": "me"}) as hub:
-
-        def convert_and_push(target: Path, token: str | None):
-            command = [sys.executable, "-m", "video_panda_hf.conversion", str(source), str(target)]
-            environment = hub.environment(tmp_path / "cache", token)
-            return subprocess.run(
-                [*command, "--push-to", "me/panda", "--private"], env=environment, capture_output=True, text=True
-            )
-
-        pushed = convert_and_push(tmp_path / "a", "hf_me")
-        assert pushed.stdout.splitlines() == [str(tmp_path / "a"), f"{hub.endpoint}/me/panda/tree/main"]
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=tmp_path,
+            env=hub.environment(tmp_path / "cache", token="hf_me"),
+            capture_output=True,
+            text=True,
+        )
         assert hub.repositories["models", "me/panda"].private
         assert hub.files("me/panda")["model.safetensors"] == (tmp_path / "a" / "model.safetensors").read_bytes()
-
-        refused = convert_and_push(tmp_path / "b", None)
-        assert refused.returncode == 1 and "Traceback" not in refused.stderr
-        assert f"video-panda push {tmp_path / 'b'} me/panda --private" in refused.stderr
-        load(tmp_path / "b")
+    printed = [str(tmp_path / "a"), f"{hub.endpoint}/me/panda/tree/main", str(tmp_path / "b")]
+    assert done.stdout.splitlines() == printed
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"video-panda push {tmp_path / 'b'} me/panda --private" in done.stderr
+    load(tmp_path / "b")
 
 
 def test_an_impossible_repository_is_refused_before_the_conversion(tmp_path):
