@@ -105,14 +105,14 @@ def pull():
     loaded = {auto.__name__: auto.from_pretrained("ann/panda", **trust) for auto in autos}
     processor, model = loaded["AutoProcessor"], loaded["AutoModelForImageTextToText"]
     answer = model.generate(**inputs_of(processor), max_new_tokens=20, do_sample=False)[0]
-    trusting = AutoModelForImageTextToText.from_pretrained("ann/panda", trust_remote_code=True)
+    trusting = {auto.__name__: auto.from_pretrained("ann/panda", trust_remote_code=True) for auto in autos}
     secret = AutoModelForImageTextToText.from_pretrained("ann/secret", token="hf_ann", **trust)
     lighter = AutoModelForImageTextToText.from_pretrained("ann/panda", revision="lighter", **trust)
     pull_request = AutoModelForImageTextToText.from_pretrained("ann/panda", revision="refs/pr/1", **trust)
     adapted = peft.PeftModel.from_pretrained(model, "ann/adapter").eval()
 
     differences = {
-        "main": (trusting, expected["main"]),
+        "main": (trusting["AutoModelForMultimodalLM"], expected["main"]),
         "secret": (secret, expected["main"]),
         "lighter": (lighter, expected["lighter"]),
         "pull request": (pull_request, expected["lighter"]),
@@ -123,7 +123,7 @@ def pull():
         processor.push_to_hub("bob/panda", token="hf_bob")
     return {
         "modules": {name: type(thing).__module__ for name, thing in loaded.items()},
-        "trusting": type(trusting).__module__,
+        "trusting": {name: type(thing).__module__ for name, thing in trusting.items()},
         "answer": processor.decode(answer, skip_special_tokens=True),
         "card": run_card() if trust else None,
         "differences": {

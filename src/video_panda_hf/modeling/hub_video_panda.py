@@ -24,16 +24,8 @@ from .configuration_video_panda import VideoPandaConfig
 
 HTTPError = HfHubHTTPError.__bases__[0]  # any error of the HTTP library that this huggingface_hub uses
 CARD = "README.md"
-# What training leaves in its output folder beside the model; `training_args.bin` is a pickle, maybe with a token in it.
-NOT_UPLOADED = [
-    "checkpoint-*/*",
-    "runs/*",
-    "optimizer.*",
-    "scheduler.*",
-    "scaler.*",
-    "rng_state*",
-    "training_args.bin",
-]
+# What training leaves in its output folder beside the model. Its arguments are a pickle, maybe with a token in it.
+NOT_UPLOADED = ["checkpoint-*/*", "runs/*", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "training_args.*"]
 NOT_UPLOADED += [".*", "*/.*", "__pycache__/*"]
 # Of these, only what is uploaded stays: weights of an earlier upload, in another number of files, would be loaded.
 WEIGHTS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
