@@ -1,5 +1,6 @@
 """Frames come back exactly as numbered, whatever the codec, the container and the order they are asked in."""
 
+import base64
 import io
 import pickle
 import threading
@@ -233,7 +234,8 @@ def test_any_kind_of_source_gives_the_same_frames(name, made):
     expected, _ = decode_video(path)
     with open(path, "rb") as opened:
         opened.seek(1000)
-        sources = [str(path), data, bytearray(data), memoryview(data), io.BytesIO(data), opened]
+        in_url = f"data:video/{path.suffix[1:]};base64,{base64.b64encode(data).decode()}"
+        sources = [str(path), data, bytearray(data), memoryview(data), io.BytesIO(data), opened, in_url]
         for source in sources:
             frames, _ = decode_video(source)
             np.testing.assert_array_equal(frames, expected)

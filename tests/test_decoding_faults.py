@@ -420,6 +420,16 @@ def test_other_kinds_of_url_are_refused():
         decode_video("http://127.0.0.1:1/a.mp4")
 
 
+def test_a_url_that_holds_the_video_must_be_base64():
+    for url in ("data:video/mp4,AAAA", "data:video/mp4;base64,A?A", "data:video/mp4;base64,AAA"):
+        with pytest.raises(VideoUnreadableError, match=f"in a URL of {len(url)} characters.* base64"):
+            decode_video(url)
+    with pytest.raises(NotAVideoError, match="is empty"):
+        decode_video("data:video/mp4;base64,")
+    with pytest.raises(VideoLimitError, match="max_source_bytes"):
+        decode_video("data:video/mp4;base64," + "A" * 4000, limits=DecodeLimits(max_source_bytes=1000))
+
+
 # Nothing is left behind
 
 

@@ -1,5 +1,6 @@
 """Pipelines, and `transformers serve`: questions about videos in chat format, answered by the shipped model."""
 
+import base64
 import json
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from transformers import AutoProcessor, pipeline
@@ -64,7 +66,7 @@ def server(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"http://localhost:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "video_panda_hf.serve", str(SHIPPED_MODEL)]
+    command = [sys.executable, "-m", "video_panda_hf.cli", "serve", str(SHIPPED_MODEL)]
     with (
         open(tmp_path / "log", "w+") as log,
         subprocess.Popen(
@@ -90,13 +92,15 @@ def is_up(address: str) -> bool:
 
 
 def test_the_server_answers_about_a_video(server):
-    video = {"type": "video_url", "video_url": {"url": CLIPS["red"]}}
-    body = {"model": str(SHIPPED_MODEL), "messages": [{"role": "user", "content": [video, QUESTION]}]}
-    request = urllib.request.Request(
-        f"{server}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    answer = json.load(urllib.request.urlopen(request, timeout=60))
-    assert "red" in answer["choices"][0]["message"]["content"]
+    data = base64.b64encode(Path(CLIPS["red"]).read_bytes()).decode()
+    for url in (CLIPS["red"], f"data:video/mp4;base64,{data}"):
+        video = {"type": "video_url", "video_url": {"url": url}}
+        body = {"model": str(SHIPPED_MODEL), "messages": [{"role": "user", "content": [video, QUESTION]}]}
+        request = urllib.request.Request(
+            f"{server}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        answer = json.load(urllib.request.urlopen(request, timeout=60))
+        assert "red" in answer["choices"][0]["message"]["content"]
     processor = AutoProcessor.from_pretrained(SHIPPED_MODEL)
     expected = processor.apply_chat_template(
         conversation(CLIPS["red"]), tokenize=True, return_dict=True, add_generation_prompt=True

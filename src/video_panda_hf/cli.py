@@ -1,6 +1,7 @@
-"""The command line: `video-panda ask CLIP "QUESTION"` and `video-panda push FOLDER REPO_ID`."""
+"""The command line: `video-panda ask`, `video-panda push` and `video-panda serve`."""
 
 import argparse
+import importlib.util
 import sys
 
 import torch
@@ -25,6 +26,11 @@ PUSH_EXAMPLE = """examples:
   video-panda push converted user/my-video-panda --create-pr --license llama2
 
 Log in first with `hf auth login`, or set HF_TOKEN."""
+SERVE_EXAMPLE = """examples:
+  video-panda serve path/to/checkpoint --port 8000
+  video-panda serve user/checkpoint --device cuda --dtype bfloat16
+
+Needs `pip install "transformers[serving]"`; `transformers serve --help` lists the options."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="type of the weights (default: auto, the checkpoint's own)",
     )
     add_push(commands)
+    add_serve(commands)
     return parser
 
 
@@ -108,6 +115,19 @@ def add_push(commands) -> None:
         help="leave out the model's code, with which it loads where this package is not installed",
     )
     parser.add_argument("--token", help="access token (default: that of `hf auth login`, or HF_TOKEN)")
+
+
+def add_serve(commands) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="answer questions over HTTP, as an OpenAI-compatible server",
+        description="`transformers serve`, which knows Video-Panda this way, with the model's own number of frames.",
+        epilog=SERVE_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=serve)
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint folder or Hub id")
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="…", help="options of `transformers serve`")
 
 
 def ask(options: argparse.Namespace) -> int:
@@ -145,6 +165,17 @@ def push(options: argparse.Namespace) -> int:
         if error.response.status_code != 401:
             raise
         raise ValueError(f"{error} Log in first: `hf auth login`, or give a valid --token.") from error
+    return 0
+
+
+def serve(options: argparse.Namespace) -> int:
+    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
+        raise ValueError('a server needs more packages: pip install "transformers[serving]"')
+    from transformers.cli.transformers import app
+
+    # `transformers serve` takes 32 frames of a video unless told otherwise; `null` is what the model was trained with.
+    frames = ["--chat-template-kwargs", '{"num_frames": null}']
+    app(["serve", *frames, options.model, *options.options], prog_name="video-panda")
     return 0
 
 

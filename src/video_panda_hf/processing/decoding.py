@@ -30,7 +30,7 @@ def decode_video(
     """Decodes frames of a video.
 
     Args:
-        source: a path, an http(s) URL, the bytes of a file, or a seekable binary file object.
+        source: a path, an http(s) or base64 data URL, the bytes of a file, or a seekable binary file object.
         sample_indices_fn: called once with the metadata (all but `frames_indices` filled); returns the numbers of the
             wanted frames, counted from 0 in the order of presentation, in any order and with repetitions. `None`: all.
         start, end: a window in seconds from the first frame. Only frames presented in [start, end) are counted, as if

@@ -1,5 +1,7 @@
 """Opens a video from a path, a URL, bytes or a file object, and trusts none of them."""
 
+import base64
+import binascii
 import io
 import os
 import stat
@@ -43,6 +45,8 @@ _READ_SIZE = 2**18  # bytes that one read of a Python file object asks for
 
 def describe(source: VideoSource) -> str:
     """A short name of the source for messages."""
+    if is_data_url(source):
+        return f"<video in a URL of {len(source)} characters>"
     if isinstance(source, (str, os.PathLike)):
         return repr(os.fspath(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -53,6 +57,11 @@ def describe(source: VideoSource) -> str:
 
 def is_url(source: VideoSource) -> bool:
     return isinstance(source, str) and "://" in source
+
+
+def is_data_url(source: VideoSource) -> bool:
+    """Whether it is "data:video/mp4;base64,…" (RFC 2397), as chat clients send files."""
+    return isinstance(source, str) and source.startswith("data:") and "," in source
 
 
 @contextmanager
@@ -66,6 +75,8 @@ def open_source(source: VideoSource, budget: Budget) -> Iterator[str | BinaryIO]
         TypeError: if `source` is none of the kinds of `VideoSource`.
     """
     video, limits = budget.video, budget.limits
+    if is_data_url(source):
+        source = _data_of(source, video, limits)
     if is_url(source):
         scheme = source.split("://", 1)[0].lower()
         if scheme not in ("http", "https"):
@@ -182,6 +193,17 @@ def _rewound(file: BinaryIO, video: str) -> Iterator[int]:
     finally:
         if not file.closed:
             file.seek(position)
+
+
+def _data_of(url: str, video: str, limits: DecodeLimits) -> bytes:
+    head, _, data = url.partition(",")
+    if not head.endswith(";base64"):
+        raise VideoUnreadableError(f"{video}: a video in a URL must be base64: data:video/mp4;base64,…")
+    _check_size(len(data) * 3 // 4, video, limits)
+    try:
+        return base64.b64decode(data, validate=True)
+    except binascii.Error as error:
+        raise VideoUnreadableError(f"{video}: is not valid base64 ({error}).") from error
 
 
 def _file_size(path: str | os.PathLike, video: str) -> int:
