@@ -22,11 +22,10 @@ import video_panda_hf  # noqa: F401  registers the classes that the two lines ab
 from moving_shapes import DIRECTIONS, SAMPLED, Clip, ask, make_clips, mp4
 
 
-ROWS = {  # kind of question → row of the table
+ROWS = {  # kind of question (of a direction: its line) → row of the table
     "colour": "colour",
     "shape": "shape",
     "count": "how many",
-    "direction": None,  # one of the next two
     "left or right": "left or right",
     "up or down": "up or down",
     "pace": "getting faster or slower",
@@ -58,7 +57,8 @@ def evaluate(name_or_path, count: int = 600, seed: int = 0, controls: bool = Tru
         columns["best constant answer"] = constant_accuracy(clips, seed)
     print("| answers right, % |", " | ".join(columns), "|")
     print("|---|" + "---:|" * len(columns))
-    for row in dict.fromkeys(filter(None, ROWS.values())):
+    asked = next(iter(columns.values()))
+    for row in sorted(asked, key=list(ROWS.values()).index):
         print(f"| {row} |", " | ".join(f"{100 * shares[row]:.1f}" for shares in columns.values()), "|")
 
 
