@@ -204,7 +204,8 @@ def draw(clip: Clip, rng: np.random.Generator, frames: int = FRAMES) -> Clip:
     video = np.repeat(picture[None], frames, 0)
     for number, thing in enumerate(clip.things):
         free = cell - 2 * (radius + 1)  # how far the centre can travel
-        travel = share_of_way(clip, number, rng) * free * (np.arange(2) == axis)
+        share = 0.0 if clip.kind == "count" else rng.uniform(0.7, 0.95)  # of the way that it could go
+        travel = share * free * (np.arange(2) == axis)
         start = places[number] * cell + radius + 1 + rng.uniform(size=2) * (free - travel)
         progress = progress_in_time(clip, number, np.linspace(0, 1, frames))
         if len(clip.things) > 1 and rng.random() < 0.5:  # of two, each goes its own way
@@ -215,13 +216,6 @@ def draw(clip: Clip, rng: np.random.Generator, frames: int = FRAMES) -> Clip:
         video += coverage * (tint[thing].astype(np.float32) - video)
     video += rng.uniform(0, 6) * rng.standard_normal(video.shape, np.float32)
     return replace(clip, frames=video.round().clip(0, 255).astype(np.uint8))
-
-
-def share_of_way(clip: Clip, number: int, rng: np.random.Generator) -> float:
-    """How much of the way it could go a thing goes."""
-    if clip.kind == "count":
-        return 0.0
-    return rng.uniform(0.7, 0.95)
 
 
 def progress_in_time(clip: Clip, number: int, time: np.ndarray) -> np.ndarray:
