@@ -322,6 +322,14 @@ def test_several_decoders_read_paths_and_bytes_and_leave_a_file_object_to_one(ma
         assert any(name.startswith("decode_video") for name in decoders) == several
 
 
+def test_one_stretch_and_stretches_of_many_pictures_are_left_to_one_decoder(made, decoders, monkeypatch):
+    everything, _ = decode_video(made("b_frames.mp4"))
+    assert len(everything) == 48 and not any(name.startswith("decode_video") for name in decoders)
+    monkeypatch.setattr("video_panda_hf.processing.decoding_readers.KEPT_BYTES", everything[0].nbytes)
+    decode_video(made("b_frames.mp4"), lambda _: [7, 20, 41])
+    assert not any(name.startswith("decode_video") for name in decoders)
+
+
 def test_an_error_in_one_of_several_decoders_ends_all(made, decoders, monkeypatch):
     feed = GroupDecoder.feed
 

@@ -22,7 +22,7 @@ from .decoding_errors import (
     check_limit,
     errors_of,
 )
-from .decoding_groups import GroupDecoder, PacketDecoder, Run, decoding_threads, prepare_decoder
+from .decoding_groups import WORTH_A_SEEK, GroupDecoder, PacketDecoder, Run, decoding_threads, prepare_decoder
 from .decoding_index import cut_off, index_frames
 from .decoding_pixels import PictureConverter
 from .decoding_source import VideoSource, as_file, breaks_off, demux, is_webp, open_source, open_video, reopened
@@ -30,7 +30,7 @@ from .decoding_source import VideoSource, as_file, breaks_off, demux, is_webp, o
 
 DEFAULT_RATE = 25.0  # frames per second where a file tells nothing
 WORTH_A_DECODER = 64  # frames to decode for another decoder to be worth its opening
-KEPT_BYTES = 128 * 2**20  # decoded frames that a linear pass keeps, so as not to decode twice
+KEPT_BYTES = 128 * 2**20  # decoded frames to keep: of a linear pass, so as not to decode twice, or of several decoders
 
 
 @contextmanager
@@ -171,14 +171,20 @@ class SeekingReader(FrameReader):
         self.damage = self.damage or self.decoder.damage
 
     def _decoders_worth_having(self, numbers: set[int]) -> int:
-        """How many decoders would shorten the work on these frames: each takes groups of its own, and a thread."""
+        """How many decoders would shorten the work on these frames: each takes stretches of its own, and a thread."""
         if reopened(self.readable) is None:
             return 1
-        frames_of = {}  # group: frames to decode
-        for number in numbers:
-            group = self.index.group(number)
-            frames_of[group] = max(frames_of.get(group, 0), number - int(self.index.first_numbers[group]) + 1)
-        return min(decoding_threads(), len(frames_of), sum(frames_of.values()) // WORTH_A_DECODER)
+        stretches, frames, previous = 0, 0, -np.inf
+        for number in sorted(numbers):
+            first = int(self.index.first_numbers[self.index.group(number)])
+            if first > previous + WORTH_A_SEEK:
+                stretches += 1
+                previous = first - 1
+            frames += number - previous
+            previous = number
+        height, width = self.size
+        bytes_of_stretch = len(numbers) * height * width * 3 // max(1, stretches)  # held until it is done
+        return min(decoding_threads(), stretches, frames // WORTH_A_DECODER, KEPT_BYTES // max(1, bytes_of_stretch))
 
     def _decode_in_parallel(self, numbers: list[int], count: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yields (number, picture) of all but the damaged stretches, which are left to the decoder that is strict or
