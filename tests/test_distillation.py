@@ -22,8 +22,8 @@ from tiny_models import tiny_batch, tiny_model
 from tiny_tokenizers import chatml_tokenizer
 from video_panda_hf import VideoPandaProcessor, VideoPandaVisionConfig
 from video_panda_hf.conversion import ConversionError, convert_checkpoint
+from video_panda_hf.conversion_rules import HEAD_FILE
 from video_panda_hf.training.distillation import (
-    HEAD_FILE,
     VideoPandaDistillationHead,
     VideoPandaTeacher,
     align_grids,

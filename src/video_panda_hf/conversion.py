@@ -42,7 +42,7 @@ from .conversion_files import (
     write_safetensors,
     write_tensors,
 )
-from .conversion_rules import DISTILLATION_HEAD, DROP, NOT_IN_EVE, canonical_key, find_rule, required_keys
+from .conversion_rules import DISTILLATION_HEAD, DROP, HEAD_FILE, NOT_IN_EVE, canonical_key, find_rule, required_keys
 from .modeling import (
     VideoPandaConfig,
     VideoPandaForConditionalGeneration,
@@ -130,7 +130,7 @@ def convert_checkpoint(
         folder.mkdir()
         write_tensors(folder, tensors, max_shard_size, written=progress.update)
         if head:
-            write_safetensors(folder / "distillation_head.safetensors", head, written=progress.update)
+            write_safetensors(folder / HEAD_FILE, head, written=progress.update)
         config.save_pretrained(folder)
         build_generation_config(source, config, processor).save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -433,9 +433,7 @@ def main(arguments: list[str] | None = None):
         "--image-size", type=int, metavar="PIXELS", help="side of the canvas (default: as in SOURCE, or 32 patches)"
     )
     parser.add_argument(
-        "--keep-distillation-head",
-        action="store_true",
-        help="also write distillation_head.safetensors, to go on training with it",
+        "--keep-distillation-head", action="store_true", help=f"also write {HEAD_FILE}, to go on training with it"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--push-to", metavar="REPO_ID", help="also upload TARGET to the Hub, where it is kept as well")

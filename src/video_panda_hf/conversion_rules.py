@@ -14,6 +14,7 @@ DROP = None  # a key that is known and not needed
 
 TOWER = "model.vision_tower."
 PROJECTOR = "model.multi_modal_projector."
+HEAD_FILE = "distillation_head.safetensors"  # the distillation head's, beside the model's
 
 
 def plain(target: str) -> Callable:

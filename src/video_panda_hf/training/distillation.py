@@ -22,7 +22,6 @@ from ..modeling.layout_video_panda import enumerate_parts, lay_out
 from ..modeling.modeling_video_panda import VideoPandaCausalLMOutputWithPast
 
 
-HEAD_FILE = "distillation_head.safetensors"
 LAYERS_APART = 4
 
 

@@ -15,9 +15,10 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modelcard import TrainingSummary, make_markdown_table
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from ..conversion_rules import HEAD_FILE
 from ..modeling.hub_video_panda import CARD, ModelFacts, written
 from .arguments import VideoPandaTrainingArguments
-from .distillation import HEAD_FILE, VideoPandaDistillationHead, VideoPandaTeacher, attach_distillation_head
+from .distillation import VideoPandaDistillationHead, VideoPandaTeacher, attach_distillation_head
 
 
 # `target_modules` of a PEFT configuration: every linear map of the LLM, none of STAB, projector, heads. For LLMs that
