@@ -84,6 +84,9 @@ def test_every_question_of_a_clip_is_answered_by_what_it_shows():
     assert ask("first", order, rng)[1] == "The red one." and ask("last", order, rng)[1] == "The blue one."
     assert ask("count", Clip("count", (("red", "circle"),) * 3), rng)[1] == "There are three."
     assert ask("pace", Clip("pace", (("red", "circle"),), "upwards", "slower"), rng)[1] == "It gets slower."
+    crosses = Clip("count", (("red", "cross"),) * 2)
+    assert ask("shape", crosses, rng)[1] == "They are crosses."
+    assert crosses.description == "Two red crosses stand still."
 
 
 def test_clips_are_square_landscape_and_portrait(held_out_clips):
