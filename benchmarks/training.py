@@ -19,7 +19,7 @@ import argparse
 import multiprocessing
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -101,8 +101,8 @@ def main():
     options = parser.parse_args()
 
     # A process for each line: what one leaves behind in caches and fragments is not the next one's.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        results = list(tqdm(pool.map(measure, range(len(LINES)), [options] * len(LINES)), total=len(LINES)))
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        results = list(tqdm(pool.imap(partial(measure, options=options), range(len(LINES))), total=len(LINES)))
 
     (most, slowest), *_ = results
     print(f"\n| {options.device}, {options.dtype}, {torch.get_num_threads()} threads | peak memory | | step time |")
