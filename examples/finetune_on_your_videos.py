@@ -10,20 +10,24 @@ A line of data.jsonl is a conversation; paths start from the file's folder (the 
 
 The JSON of Video-LLaVA, Valley and Video-ChatGPT is read as well. All weights are trained, or with `--lora` STAB, the
 projector and adapters of the language model, which are merged into it at the end. Either way `--output` is an ordinary
-checkpoint.
+checkpoint. A run that was killed goes on where it was if the same command is given again.
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments, set_seed
+from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
 from video_panda_hf import SHIPPED_MODEL
 from video_panda_hf.training import (
     LANGUAGE_MODEL_LINEARS,
     STAB_AND_PROJECTOR,
     VideoPandaDataCollator,
+    VideoPandaTrainer,
+    VideoPandaTrainingArguments,
+    last_complete_checkpoint,
     load_conversations,
 )
 
@@ -32,40 +36,46 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     set_seed(args.seed)
     processor = AutoProcessor.from_pretrained(args.model)
+    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     # The weights that an optimizer changes stay in float32; mixed precision computes in bfloat16 where it is fast.
-    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32)
+    dtype = torch.bfloat16 if args.lora and bf16 else torch.float32
+    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=dtype)
     if args.lora:
         model = with_adapters(model)
 
-    args.output.mkdir(parents=True, exist_ok=True)
+    checkpoints = args.output / "checkpoints"
     dataset = load_conversations(args.data, args.videos)
     collator = VideoPandaDataCollator(
         processor, args.max_length, on_error="skip", skip_log=args.output / "skipped.jsonl", num_frames=args.num_frames
     )
-    training = TrainingArguments(
-        args.output / "checkpoints",
+    training = VideoPandaTrainingArguments(
+        checkpoints,
         num_train_epochs=args.epochs,
         max_steps=args.steps,
         per_device_train_batch_size=args.batch_size,
         learning_rate=args.learning_rate or (2e-4 if args.lora else 2e-5),
         lr_scheduler_type="cosine",
         warmup_steps=0.03,
-        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        bf16=bf16,
+        gradient_checkpointing=True,  # computes a layer anew for its gradient: slower, but memory for far more tokens
         dataloader_num_workers=args.workers,
         dataloader_persistent_workers=args.workers > 0,
         logging_steps=args.logging_steps,
-        save_steps=500,
+        save_steps=args.save_steps,
         save_total_limit=1,
-        remove_unused_columns=False,  # the collator reads `messages`, which is no argument of the model
         report_to="none",
         seed=args.seed,
     )
-    Trainer(model, training, train_dataset=dataset, data_collator=collator).train()
+    trainer = VideoPandaTrainer(
+        model, training, train_dataset=dataset, data_collator=collator, processing_class=processor
+    )
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(checkpoints))
 
     if args.lora:
         model = model.merge_and_unload()
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
+    shutil.rmtree(checkpoints, ignore_errors=True)  # what an interrupted run goes on from
     print(f"The tuned model is in {args.output}")
     if args.ask:
         print(answer(args.output, *args.ask, num_frames=args.num_frames))
@@ -74,6 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
 def with_adapters(model):
     from peft import LoraConfig, get_peft_model
 
+    for name in STAB_AND_PROJECTOR:
+        getattr(model.model, name).float()
     config = LoraConfig(r=16, lora_alpha=32, target_modules=LANGUAGE_MODEL_LINEARS, modules_to_save=STAB_AND_PROJECTOR)
     return get_peft_model(model, config)
 
@@ -113,6 +125,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=4096, help="tokens of a conversation with its videos")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode videos")
     parser.add_argument("--logging-steps", type=int, default=10)
+    parser.add_argument("--save-steps", type=int, default=500, help="so often, what a killed run goes on from")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 

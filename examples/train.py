@@ -8,7 +8,6 @@ goes on from its last checkpoint if the same command is given again.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 import yaml
@@ -38,6 +37,7 @@ class ScriptArguments:
     )
     max_length: int = field(default=4096, metadata={"help": "The most tokens of a conversation."})
     on_error: str = field(default="raise", metadata={"help": "At a bad row or video: 'raise', or 'skip' and log it."})
+    max_skipped_share: float = field(default=0.01, metadata={"help": "End the run when more of the videos are bad."})
     num_frames: int | None = field(default=None, metadata={"help": "Frames of a video. Default: the processor's."})
     lora_rank: int = field(default=0, metadata={"help": "Train adapters of this rank in place of the LLM. 0: none."})
     lora_alpha: int = field(default=32, metadata={"help": "The adapters' scale, times their rank."})
@@ -52,9 +52,11 @@ def main() -> None:
     if script.lora_rank:
         model = add_adapters(model, script, args)
 
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(args.output_dir)
     skip_log = f"{args.output_dir}/skipped.jsonl"
-    load = {"video_folder": script.video_folder, "on_error": script.on_error, "skip_log": skip_log}
+    load = {"video_folder": script.video_folder, "on_error": script.on_error}
+    if args.process_index == 0 and checkpoint is None:  # bad rows are the same for all processes, and after a stop
+        load["skip_log"] = skip_log
     frames = {} if script.num_frames is None else {"num_frames": script.num_frames}
     trainer = VideoPandaTrainer(
         model,
@@ -62,11 +64,16 @@ def main() -> None:
         train_dataset=load_conversations(one_or_all(script.data), **load),
         eval_dataset=load_conversations(one_or_all(script.eval_data), **load) if script.eval_data else None,
         data_collator=VideoPandaDataCollator(
-            processor, script.max_length, on_error=script.on_error, skip_log=skip_log, **frames
+            processor,
+            script.max_length,
+            on_error=script.on_error,
+            skip_log=skip_log,
+            max_skipped_share=script.max_skipped_share,
+            **frames,
         ),
         processing_class=processor,
     )
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
 
 
@@ -82,6 +89,8 @@ def parse_arguments() -> tuple[ScriptArguments, VideoPandaTrainingArguments]:
     script, args, _ = parser.parse_args_into_dataclasses()
     if (script.model is None) == (script.llm is None) or not script.data:
         parser.error("give --data, and either --model or --llm")
+    if script.eval_data and args.eval_strategy == "no":
+        parser.error("--eval_data is never looked at without --eval_strategy steps or epoch")
     return script, args
 
 

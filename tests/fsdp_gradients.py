@@ -1,5 +1,5 @@
-"""Run by torchrun on two processes: the gradients of a batch of which the second process has only text, under FSDP2 of
-torch itself (accelerate has it on GPUs alone), against those of one process with the whole batch."""
+"""Run by torchrun on two processes: the gradients of a batch of which the second process has only text, or a picture,
+under FSDP2 of torch itself (accelerate has it on GPUs alone), against those of one process with the whole batch."""
 
 import torch
 import torch.distributed as dist
@@ -23,8 +23,12 @@ def loss_of(model, teacher, batch: dict) -> torch.Tensor:
 def main() -> None:
     dist.init_process_group("gloo")
     examples = make_examples()
-    parts = [collate(examples[:2]), collate([examples[4]])]
+    for other in (examples[4], examples[2]):
+        assert_same_gradients([collate(examples[:2]), collate([other])])
+    dist.destroy_process_group()
 
+
+def assert_same_gradients(parts: list[dict]) -> None:
     whole, teacher = distilling_model(gradient_checkpointing=True)
     (sum(loss_of(whole, teacher, part) for part in parts) / 2).backward()
 
@@ -38,7 +42,6 @@ def main() -> None:
     for name, parameter in model.named_parameters():
         expected = whole.get_parameter(name).grad
         torch.testing.assert_close(parameter.grad.full_tensor(), expected, atol=1e-5, rtol=1e-5, msg=name)
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

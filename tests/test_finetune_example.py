@@ -1,5 +1,6 @@
 """From a folder of videos and a jsonl to an answer of the tuned model, as the README has it."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from video_panda_hf.assets import SHIPPED_CLIPS, SHIPPED_MODEL
+from video_panda_hf.training import VideoPandaTrainer
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -36,6 +39,23 @@ def test_the_commands_of_the_readme_end_with_the_answer_it_promises(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip().splitlines()[-1] == found[2]
+
+
+def test_a_killed_run_goes_on_and_a_finished_one_leaves_no_checkpoints(tmp_path, monkeypatch):
+    clip = next(SHIPPED_CLIPS.glob("*.mp4"))
+    turns = [{"role": "user", "content": "<video>Who is this?"}, {"role": "assistant", "content": "This is Max."}]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"video": str(clip), "messages": turns}), encoding="utf-8")
+    weights = []
+    for output, dies in ((tmp_path / "unbroken", False), (tmp_path / "killed", True), (tmp_path / "killed", False)):
+        with monkeypatch.context() as patch:
+            if dies:
+                patch.setattr(VideoPandaTrainer, "log", lambda *_: sys.exit("killed"))
+            arguments = ["--data", tmp_path / "data.jsonl", "--output", output, "--steps", "4", "--workers", "0"]
+            with pytest.raises(SystemExit) if dies else contextlib.nullcontext():
+                main([*map(str, arguments), "--save-steps", "2", "--logging-steps", "3", "--num-frames", "4"])
+        assert (output / "checkpoints" / "checkpoint-2").is_dir() == (output / "checkpoints").exists() == dies
+        weights.append(load_file(output / "model.safetensors") if not dies else None)
+    assert all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
 
 
 def test_lora_leaves_an_ordinary_checkpoint_and_a_log_of_what_was_skipped(tmp_path, capsys):

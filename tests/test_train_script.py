@@ -148,6 +148,24 @@ def test_a_recipe_with_a_setting_that_does_not_exist_is_an_error(monkeypatch, tm
     assert "settings that do not exist: learning_rte" in capsys.readouterr().err
 
 
+def test_evaluation_data_that_would_never_be_looked_at_are_an_error(monkeypatch, capsys):
+    arguments = [
+        "--model",
+        "model",
+        "--data",
+        "data.json",
+        "--eval_data",
+        "eval.json",
+        "--output_dir",
+        "out",
+        "--use_cpu",
+    ]
+    with pytest.raises(SystemExit):
+        parse(monkeypatch, *arguments)
+    assert "--eval_strategy" in capsys.readouterr().err
+    assert parse(monkeypatch, *arguments, "--eval_strategy", "epoch")[0].eval_data == ["eval.json"]
+
+
 def assert_same_run(one: Path, other: Path) -> None:
     """Losses of each step and weights at the end, to 1e-5."""
     expected, got = logs(one / "checkpoint-4"), logs(other / "checkpoint-4")

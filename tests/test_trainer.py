@@ -16,7 +16,7 @@ from video_panda_hf.training import (
     VideoPandaTrainingArguments,
     last_complete_checkpoint,
 )
-from video_panda_hf.training.trainer import estimate_length, part_of
+from video_panda_hf.training.trainer import estimate_length, keep_in_step, part_of
 
 
 GRIDS = [(4, 8, 8), (4, 4, 8), (1, 8, 8), (8, 8, 4), None, (4, 8, 8), (4, 8, 6), (4, 4, 4)]
@@ -113,6 +113,25 @@ def test_only_the_chosen_parts_change(tmp_path, arguments, trained):
     assert changed_parts(before, model) == trained
 
 
+def test_a_frozen_language_model_survives_a_batch_of_text(tmp_path):
+    make_trainer(tmp_path, examples=[make_examples()[4]] * 4, train_language=False).train()
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_what_a_picture_or_text_leaves_alone_has_gradients_of_zero_in_step(number):
+    model, alone = tiny_model().train(), tiny_model().train()
+    keep_in_step(model)
+    batch = collate([make_examples()[number]])
+    for each in (model, alone):
+        torch.manual_seed(0)
+        each(**batch).loss.backward()
+    unused = [name for name, parameter in alone.named_parameters() if parameter.grad is None]
+    assert unused and all("vision_tower" in name or "projector" in name for name in unused)
+    for name, parameter in model.named_parameters():
+        expected = alone.get_parameter(name).grad
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter) if name in unused else expected), name
+
+
 def test_each_part_has_its_learning_rate(tmp_path, teacher_folder):
     trainer = make_trainer(
         tmp_path,
@@ -181,6 +200,35 @@ def test_an_evaluation_reports_the_language_models_loss(tmp_path, teacher_folder
     trainer = make_trainer(tmp_path, distillation_teacher=teacher_folder, per_device_eval_batch_size=8)
     metrics = trainer.evaluate(make_examples()[:4])
     assert metrics["eval_loss"] == pytest.approx(tiny_model()(**collate(make_examples()[:4])).loss.item(), abs=1e-5)
+
+
+def test_predictions_of_an_evaluation_are_the_logits(tmp_path):
+    """And nothing else, such as the videos' tokens, which are not one for each row."""
+    trainer = make_trainer(tmp_path, per_device_eval_batch_size=2)
+    given = trainer.predict(make_examples()[:2])
+    torch.testing.assert_close(
+        torch.from_numpy(given.predictions), tiny_model()(**collate(make_examples()[:2])).logits, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_evaluating_and_saving_do_not_count_as_time(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("video_panda_hf.training.trainer.time.perf_counter", lambda: clock[0])
+
+    def after(seconds, original):
+        def later(*positional, **keywords):
+            clock[0] += seconds
+            return original(*positional, **keywords)
+
+        return later
+
+    monkeypatch.setattr(Trainer, "evaluate", after(100.0, Trainer.evaluate))
+    monkeypatch.setattr(Trainer, "_save_checkpoint", after(100.0, Trainer._save_checkpoint))
+    monkeypatch.setattr(VideoPandaTrainer, "training_step", after(1.0, VideoPandaTrainer.training_step))
+    every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    trainer = make_trainer(tmp_path, max_steps=2, logging_steps=2, **every)
+    trainer.train()
+    assert trainer.state.log_history[1]["videos_per_second"] == 2.0  # two of them in each step of a second
 
 
 def test_mixed_precision_learns_like_full_precision(tmp_path, teacher_folder):
@@ -299,6 +347,8 @@ def test_the_last_complete_checkpoint_is_not_the_last_folder(tmp_path):
     for step in (9, 10, 11):
         (tmp_path / f"checkpoint-{step}").mkdir()
     assert last_complete_checkpoint(tmp_path) is None
+    (tmp_path / "checkpoint-12-kept").mkdir()
+    (tmp_path / "checkpoint-12-kept" / "trainer_state.json").write_text("{}")
     for step in (9, 10):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
@@ -316,6 +366,8 @@ def test_several_gpus_in_one_process_are_an_error(tmp_path, monkeypatch):
 def test_arguments_that_make_no_sense_are_errors(tmp_path):
     with pytest.raises(ValueError, match="Nothing to train"):
         VideoPandaTrainingArguments(str(tmp_path), train_vision=False, train_projector=False, train_language=False)
+    with pytest.raises(ValueError, match=r"label_smoothing_factor = 0\.1"):
+        make_trainer(tmp_path, label_smoothing_factor=0.1)
     with pytest.raises(ValueError, match="distillation_teacher"):
         VideoPandaTrainingArguments(str(tmp_path), distillation_head="somewhere")
 
@@ -332,6 +384,7 @@ def test_grouping_puts_conversations_with_videos_together(tmp_path):
     batches = torch.tensor(list(trainer._get_train_sampler())).view(-1, 8) % 2
     assert sorted(set(batches.flatten().tolist())) == [0, 1]
     assert sum(len(batch.unique()) > 1 for batch in batches) <= 4  # of 100: where the sampler's groups meet
+    assert list(trainer._get_eval_sampler(dataset)) == list(range(800))
 
 
 def test_a_grouped_run_goes_on_in_the_order_of_the_epoch_it_was_in(tmp_path):
@@ -407,6 +460,9 @@ def test_logits_are_computed_only_where_a_label_follows(tmp_path):
     make_trainer(tmp_path, model, max_steps=1).train()
     labels = collate(make_examples()[:2])["labels"]
     assert sizes == [(labels[:, 1:] != -100).sum()] and sizes[0] < labels.numel() / 20
+    evaluated = make_trainer(tmp_path, model, per_device_eval_batch_size=2, prediction_loss_only=True)
+    evaluated.evaluate(make_examples()[:2])
+    assert sizes == 2 * sizes[:1]
 
 
 def test_batches_are_not_cut_by_rows(tmp_path):

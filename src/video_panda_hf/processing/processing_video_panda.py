@@ -236,8 +236,8 @@ class VideoPandaProcessor(ProcessorMixin):
         may be given by name or in `processor_kwargs`.
 
         `return_assistant_tokens_mask=True` adds `assistant_masks`, 1 for the tokens of the answers with their end
-        token. A template without `{% generation %}` is taken apart to find them; `ValueError` if it alters the
-        answers.
+        token, also where the template has that outside of `{% generation %}`. A template without `{% generation %}`
+        is taken apart to find them; `ValueError` if it alters the answers.
         """
         kwargs.pop("load_audio_from_video", None)  # `transformers serve` asks for it always; this model hears nothing
         template = self._chat_template(chat_template)
@@ -293,8 +293,19 @@ class VideoPandaProcessor(ProcessorMixin):
             return render_jinja_template(conversations=conversations, chat_template=template, **given, **options)
 
         if GENERATION_TAG.search(template):
-            return render(conversations, return_assistant_tokens_mask=True)[1]
+            prompts, spans = render(conversations, return_assistant_tokens_mask=True)
+            return [
+                [(start, self._end_of_answer(prompt, start, end)) for start, end in of_prompt]
+                for prompt, of_prompt in zip(prompts, spans, strict=True)
+            ]
         return [self._spans_by_marks(conversation, lambda c: render([c])[0][0]) for conversation in conversations]
+
+    def _end_of_answer(self, prompt: str, start: int, end: int) -> int:
+        """The answer's end with the special token by which a model learns to stop, if that stands right after it."""
+        end_token = re.compile("|".join(map(re.escape, self.tokenizer.all_special_tokens)))
+        last_token = re.compile(f"(?:{end_token.pattern})\\s*$")
+        found = None if last_token.search(prompt[start:end]) else end_token.match(prompt, end)
+        return found.end() if found else end
 
     def _spans_by_marks(self, conversation, render) -> list[tuple[int, int]]:
         """Renders the conversation with a mark for every answer: what stands between the marks is the template's own.

@@ -1,7 +1,10 @@
 """Rows of `messages` → a batch to train on, decoded where it is called: in the workers of a DataLoader."""
 
+import copy
 import os
 import time
+from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -12,6 +15,9 @@ from .data import append_json_line
 
 
 logger = logging.get_logger(__name__)
+
+COUNTERS = 1024  # places to count in, for the process itself and its workers
+STAND_INS_TRIED = 100
 
 
 class BadSampleError(ValueError):
@@ -35,11 +41,13 @@ class VideoPandaDataCollator:
             row stands in, with its labels, for a batch without a label has no mean loss; `skip_log` has that too.
         skip_log: a file that gets a JSON line for every sample skipped: id, videos, error, time.
         max_skipped_share: raise `BadSampleError` when more than this share of the samples were skipped.
-        min_samples: do not judge the share before so many samples.
+        min_samples: the share is that of so many samples at least: by default, ten may be skipped of the first 1000.
+        stand_ins: rows of which one stands in where no good one was seen yet: the dataset, say. `VideoPandaTrainer`
+            gives it this.
         processor_kwargs: settings of the video processor in place of its own: `num_frames`, or `fps` and `max_frames`.
 
-    Each worker of a DataLoader has a collator of its own: `seen` and `skipped` count what this one was given, and the
-    share is that of each worker alone. The log is one file for all of them.
+    `seen` and `skipped` count what this process and all workers of its DataLoaders were given, in all epochs. The log
+    is one file for all processes.
     """
 
     def __init__(
@@ -49,7 +57,8 @@ class VideoPandaDataCollator:
         on_error: str = "raise",
         skip_log: str | os.PathLike | None = None,
         max_skipped_share: float = 0.01,
-        min_samples: int = 100,
+        min_samples: int = 1000,
+        stand_ins: Sequence[dict] = (),
         **processor_kwargs,
     ):
         if on_error not in ("raise", "skip"):
@@ -61,8 +70,27 @@ class VideoPandaDataCollator:
         self.max_skipped_share = max_skipped_share
         self.min_samples = min_samples
         self.processor_kwargs = processor_kwargs
-        self.seen = self.skipped = 0
+        self.stand_ins = stand_ins
         self._last_good = None
+        self._counts = torch.zeros(COUNTERS, 2, dtype=torch.int64).share_memory_()  # seen, skipped
+
+    @property
+    def seen(self) -> int:
+        return int(self._counts[:, 0].sum())
+
+    @property
+    def skipped(self) -> int:
+        return int(self._counts[:, 1].sum())
+
+    def count(self, seen: int = 0, skipped: int = 0) -> None:
+        worker = get_worker_info()  # each writes to a place of its own
+        self._counts[0 if worker is None else 1 + worker.id % (COUNTERS - 1)] += torch.tensor([seen, skipped])
+
+    def with_stand_ins(self, rows: Sequence[dict]) -> "VideoPandaDataCollator":
+        """This collator for other rows. The two count together."""
+        other = copy.copy(self)
+        other.stand_ins, other._last_good = rows, None
+        return other
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         try:
@@ -72,7 +100,7 @@ class VideoPandaDataCollator:
 
         examples = []
         for row, example in zip(rows, found, strict=True):
-            self.seen += 1
+            self.count(seen=1)
             try:
                 if isinstance(example, Exception):
                     raise example
@@ -132,23 +160,29 @@ class VideoPandaDataCollator:
     def _skip(self, row: dict, error: Exception) -> None:
         if self.on_error == "raise":
             raise BadSampleError(f"sample {row_name(row)}: {error}") from error
-        self.skipped += 1
+        self.count(skipped=1)
         self._log(row, error=f"{type(error).__name__}: {error}")
         logger.warning(f"skipped sample {row_name(row)}, the {self.skipped}. of {self.seen} seen here: {error}")
-        if self.seen >= self.min_samples and self.skipped > self.max_skipped_share * self.seen:
+        if self.skipped > self.max_skipped_share * max(self.seen, self.min_samples):
             raise BadSampleError(
                 f"{self.skipped} of {self.seen} samples were skipped, over max_skipped_share = "
                 f"{self.max_skipped_share:g}; the last one, {row_name(row)}: {error}"
             ) from error
 
     def _stand_in(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        if self._last_good is None:
-            raise BadSampleError(
-                f"all {len(rows)} samples of the first batch are bad, and no good one is known to stand in for them; "
-                f"the last one is {row_name(rows[-1])}: see skip_log, or the warnings"
-            )
-        self._log(self._last_good, error=None, stands_in_for=[row_name(row) for row in rows])
-        return self._shortened(self._encode([self._last_good])[0])
+        known = [] if self._last_good is None else [self._last_good]
+        for row in known or islice(self.stand_ins, STAND_INS_TRIED):
+            try:
+                example = self._shortened(self._encode([row])[0])
+            except Exception:
+                continue  # as bad as those it was to stand in for
+            self._last_good = row
+            self._log(row, error=None, stands_in_for=[row_name(row) for row in rows])
+            return example
+        raise BadSampleError(
+            f"all {len(rows)} samples of the first batch are bad, and no good one is known to stand in for them; "
+            f"the last one is {row_name(rows[-1])}: see skip_log, or the warnings"
+        )
 
     def _log(self, row: dict, **what) -> None:
         if self.skip_log is None:

@@ -365,6 +365,7 @@ def row_name(row, number: int) -> str:
 
 
 def append_json_line(path: str | os.PathLike, record: dict) -> None:
-    """In one write, so that lines of several processes do not mix."""
+    """In one write, so that lines of several processes do not mix. Makes the file's folder if there is none."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -4,12 +4,14 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import SequentialSampler
 from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.modelcard import TrainingSummary, make_markdown_table
@@ -18,6 +20,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from ..conversion_rules import HEAD_FILE
 from ..modeling.hub_video_panda import CARD, ModelFacts, written
 from .arguments import VideoPandaTrainingArguments
+from .collator import VideoPandaDataCollator
 from .distillation import VideoPandaDistillationHead, VideoPandaTeacher, attach_distillation_head
 
 
@@ -43,22 +46,29 @@ class VideoPandaTrainer(Trainer):
       trained with the model and saved beside it, as `distillation_head.safetensors`; the teacher is never saved;
     * logs `language_loss`, `distillation_loss`, `tokens_per_second` (without padding) and `videos_per_second`, over
       all processes; evaluation and saving do not count as time;
-    * computes logits only where a label follows: a video has thousands of positions, its answer a few;
+    * computes logits only where a label follows, unless predictions are asked for or `compute_loss_func` wants them
+      all: a video has thousands of positions, its answer a few;
     * with `train_sampling_strategy="group_by_length"`, puts examples with videos together, and those without;
+    * gives a `VideoPandaDataCollator` the dataset for rows that stand in for a batch of nothing but bad ones;
     * writes a model card with what it knows of the training, never over one that was edited by hand.
 
     The evaluation loss is the language model's alone.
 
     Raises:
-        ValueError: for a teacher together with DeepSpeed ZeRO-3, for several GPUs in one process; in training, for a
-            part of a batch that has no video at all under DeepSpeed ZeRO-3.
+        ValueError: for a teacher together with DeepSpeed ZeRO-3, for several GPUs in one process, for label smoothing
+            (which `Trainer` would apply without shifting the labels); in training, for a part of a batch that has no
+            video at all under DeepSpeed ZeRO-3.
     """
 
     args: VideoPandaTrainingArguments
 
     def __init__(self, model: nn.Module, args: VideoPandaTrainingArguments, *positional, **keywords):
+        if args.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor = {args.label_smoothing_factor:g}: this model has none. Set it to 0."
+            )
         freeze_parts(model, args)
-        if args.world_size > 1:
+        if args.world_size > 1 or not args.train_language:
             keep_in_step(base_model(model))
         super().__init__(model, args, *positional, **keywords)
         if self.args.n_gpu > 1:
@@ -116,17 +126,16 @@ class VideoPandaTrainer(Trainer):
         return parts, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
         if inputs.get("pixel_values_videos") is None and self.args.world_size > 1 and is_deepspeed_zero3_enabled():
             raise ValueError(
                 "A process has no video in its part of the batch: with DeepSpeed ZeRO-3 the others would wait for it "
                 "for ever. Leave rows without videos out, or choose ZeRO-2 or FSDP2."
             )
-        if self.label_smoother is None and self.compute_loss_func is None:  # these two want all logits
-            next_labels = nn.functional.pad(inputs["labels"], (0, 1), value=-100)[:, 1:]
-            inputs = {**inputs, "logits_to_keep": next_labels != -100}
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+        if self.compute_loss_func is None:  # that wants all logits
+            inputs = {**inputs, "logits_to_keep": followed_by_label(inputs["labels"])}
         if self.teacher is not None:
             inputs = {**inputs, **self.distillation_inputs(inputs)}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
@@ -139,6 +148,11 @@ class VideoPandaTrainer(Trainer):
             terms.append(distillation.detach())
         self.count(inputs, terms)
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if prediction_loss_only and self.compute_loss_func is None and inputs.get("labels") is not None:
+            inputs = {**inputs, "logits_to_keep": followed_by_label(inputs["labels"])}
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def distillation_inputs(self, inputs: dict) -> dict:
         """What the model with a head attached takes beside its own inputs."""
@@ -189,6 +203,21 @@ class VideoPandaTrainer(Trainer):
             epoch=lambda: int(self.state.epoch or 0),
         )
 
+    def _get_eval_sampler(self, eval_dataset):
+        grouped = self.args.train_sampling_strategy == "group_by_length" and hasattr(eval_dataset, "__len__")
+        if not grouped or "messages" not in eval_dataset[0]:
+            return super()._get_eval_sampler(eval_dataset)
+        return SequentialSampler(eval_dataset) if self.args.world_size == 1 else None  # as without grouping
+
+    def _get_dataloader(self, dataset, *positional, **keywords):
+        collator = self.data_collator
+        if isinstance(collator, VideoPandaDataCollator) and hasattr(dataset, "__len__"):
+            self.data_collator = collator.with_stand_ins(dataset)
+        try:
+            return super()._get_dataloader(dataset, *positional, **keywords)
+        finally:
+            self.data_collator = collator
+
     def count(self, inputs: dict, terms: list[torch.Tensor]) -> None:
         """Adds tokens, videos and the loss terms of a part of a batch to what the next log reports."""
         grids, mask = inputs.get("video_grid_thw"), inputs.get("attention_mask")
@@ -207,7 +236,22 @@ class VideoPandaTrainer(Trainer):
             self._sums, self._steps, self._started = None, 0, None
         super().log(logs, start_time)
 
+    @contextmanager
+    def clock_stopped(self):
+        stopped = time.perf_counter()
+        yield
+        if self._started is not None:
+            self._started += time.perf_counter() - stopped
+
+    def evaluate(self, *positional, **keywords) -> dict[str, float]:
+        with self.clock_stopped():
+            return super().evaluate(*positional, **keywords)
+
     # Checkpoints
+
+    def _save_checkpoint(self, *positional, **keywords) -> None:
+        with self.clock_stopped():
+            super()._save_checkpoint(*positional, **keywords)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         head = None
@@ -317,19 +361,27 @@ def freeze_parts(model: nn.Module, args: VideoPandaTrainingArguments) -> None:
 
 def keep_in_step(model: nn.Module) -> None:
     """
-    Gives STAB and projector gradients of zero where a process has no video in its part of a batch.
+    Gives STAB and projector gradients of zero, where a part of a batch gives them none: that has no video, or nothing
+    but pictures, which leave alone what looks across time.
 
-    Processes exchange the gradients that they have: FSDP fails, and DDP may wait for ever, where one has fewer.
+    Processes exchange the gradients that they have: FSDP fails, and DDP may wait for ever, where one has fewer. And
+    where the language model is frozen, nothing else has any.
     """
 
     def touch(model, _, inputs: dict, outputs):
-        if model.training and inputs.get("pixel_values_videos") is None:
+        has_video = inputs.get("pixel_values_videos") is not None and (inputs["video_grid_thw"][:, 0] > 1).any()
+        if model.training and not has_video:
             unused = [*model.vision_tower.parameters(), *model.multi_modal_projector.parameters()]
             zero = sum(parameter.sum() for parameter in unused if parameter.requires_grad) * 0.0
             outputs["last_hidden_state"] = outputs["last_hidden_state"] + zero
         return outputs
 
     model.model.register_forward_hook(touch, with_kwargs=True)
+
+
+def followed_by_label(labels: torch.Tensor) -> torch.Tensor:
+    """Positions whose logits the loss needs. (rows, tokens) → bool of that shape."""
+    return nn.functional.pad(labels, (0, 1), value=-100)[:, 1:] != -100
 
 
 def module_of(parameter_name: str) -> str | None:
@@ -375,9 +427,12 @@ def estimate_length(messages: list[dict]) -> int:
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     """The newest `checkpoint-N` that was written to its end, if any: a killed run may leave half of one behind."""
-    folders = sorted(Path(output_dir).glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
-    complete = [folder for folder in folders if (folder / "trainer_state.json").is_file()]
-    return str(complete[-1]) if complete else None
+    complete = {
+        int(found[1]): file.parent
+        for file in Path(output_dir).glob("checkpoint-*/trainer_state.json")
+        if (found := re.fullmatch(r"checkpoint-(\d+)", file.parent.name))
+    }
+    return str(complete[max(complete)]) if complete else None
 
 
 __all__ = ["LANGUAGE_MODEL_LINEARS", "STAB_AND_PROJECTOR", "VideoPandaTrainer", "last_complete_checkpoint"]
