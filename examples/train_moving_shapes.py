@@ -57,7 +57,7 @@ CHAT_TEMPLATE = """\
   {%- if message['role'] == 'user' -%}
     {{- 'USER: ' ~ message['content'] -}}
   {%- else -%}
-    {{- ' ASSISTANT:' -}}{%- generation -%}{{- ' ' ~ message['content'] ~ eos_token -}}{%- endgeneration -%}
+    {{- ' ASSISTANT:' -}}{%- generation -%}{{- ' ' ~ message['content'] | trim ~ eos_token -}}{%- endgeneration -%}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- ' ASSISTANT:' -}}{%- endif -%}"""

@@ -140,6 +140,26 @@ class TestGeneration:
         assert answers.numel() and not torch.isin(answers, torch.tensor([VIDEO, ROW])).any()
 
     @torch.no_grad()
+    @pytest.mark.parametrize("how", [{}, {"num_beams": 2}, {"use_cache": False}], ids=str)
+    def test_embedded_prompts_are_continued_like_their_tokens(self, how):
+        model, batch = tiny_model(), tiny_batch([[(4, 4, 8)], []])
+        ids = batch.pop("input_ids")
+        expected = model.generate(input_ids=ids, **batch, max_new_tokens=5, do_sample=False, **how)[:, ids.shape[1] :]
+        embedded = model.get_input_embeddings()(ids)
+        answers = model.generate(inputs_embeds=embedded, **batch, max_new_tokens=5, do_sample=False, **how)
+        assert torch.equal(answers, expected)
+
+    def test_a_prompt_with_videos_is_not_cut_into_chunks(self):
+        for chunk in (1, 64):
+            with pytest.raises(ValueError, match=f"prefill_chunk_size = {chunk}"):
+                tiny_model().generate(**tiny_batch([[(4, 4, 8)]]), max_new_tokens=2, prefill_chunk_size=chunk)
+        text = tiny_batch([[]])
+        answers = [
+            tiny_model().generate(**text, max_new_tokens=4, do_sample=False, prefill_chunk_size=n) for n in (None, 1)
+        ]
+        assert torch.equal(*answers)
+
+    @torch.no_grad()
     def test_cache_and_no_cache_agree(self):
         model, batch = tiny_model(), tiny_batch([[(4, 4, 8)], [(1, 4, 4)]])
         answers = [

@@ -1,5 +1,6 @@
 """What `VideoPandaVideoProcessor` makes of videos: which frames, what size, which pixels, in what order."""
 
+import base64
 import io
 import pickle
 
@@ -14,6 +15,8 @@ from transformers.video_utils import VideoMetadata
 from video_panda_hf import VideoPandaVideoProcessor
 from video_panda_hf.processing import DecodeLimits, VideoDecodeError, VideoDecodeWarning
 from video_panda_hf.processing.video_processing_video_panda import (
+    EncodedVideo,
+    list_videos,
     resized_size,
     sample_frame_indices,
     sample_frame_indices_by_rate,
@@ -118,6 +121,63 @@ def test_a_picture_is_an_image_of_one_frame(small, tmp_path):
     picture.save(tmp_path / "picture.png")
     for given in [picture, [picture], np.array(picture), np.array(picture)[None], str(tmp_path / "picture.png")]:
         assert small(given)["video_grid_thw"].tolist() == [[1, 2, 4]]
+
+
+@pytest.mark.parametrize("name", ["still.png", "still.jpg", "still.webp", "still.bmp", "still.tiff", "moving.png"])
+def test_what_a_file_holds_decides_whether_it_is_a_picture(small, tmp_path, name):
+    """By its name, as bytes, as a file and as a data URL alike."""
+    frames = [Image.fromarray(np.ascontiguousarray(frame)) for frame in numbered(8 if "moving" in name else 1)]
+    frames[0].save(
+        tmp_path / name,
+        save_all=len(frames) > 1,
+        append_images=frames[1:],
+        **({"quality": 95} if "jpg" in name else {}),
+    )
+    data = (tmp_path / name).read_bytes()
+    url = f"data:image/{name[-3:]};base64,{base64.b64encode(data).decode()}"
+    with open(tmp_path / name, "rb") as file:
+        found = [small(videos=source) for source in (tmp_path / name, [str(tmp_path / name)], data, file, url)]
+        assert file.tell() == 0
+    assert [inputs["video_grid_thw"].tolist() for inputs in found] == [[[len(frames), 4, 4]]] * 5
+    for inputs in found:
+        assert (pixels(inputs)[:, 0, 0, 0] - torch.arange(len(frames)) * 10).abs().max() < 1
+
+
+def test_an_animated_webp_is_a_video(small, tmp_path):
+    frames = [Image.fromarray(np.ascontiguousarray(frame)) for frame in numbered(8)]
+    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
+    data = (tmp_path / "moving.webp").read_bytes()
+    for source in (tmp_path / "moving.webp", [str(tmp_path / "moving.webp")], data):
+        assert isinstance(list_videos(source)[0], EncodedVideo)
+
+
+@pytest.mark.parametrize("content", [None, b"no picture"], ids=["missing", "broken"])
+def test_a_picture_that_cannot_be_read_is_named(small, tmp_path, content):
+    if content is not None:
+        (tmp_path / "photo.png").write_bytes(content)
+    with pytest.raises(VideoDecodeError, match=r"photo\.png.*(no such file|cannot be read as a picture)"):
+        small(videos=str(tmp_path / "photo.png"))
+
+
+def test_settings_that_make_no_sense_are_errors_at_once(small, video_file):
+    for fps in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="`fps` is a number of frames a second above 0"):
+            small(videos=video_file, fps=fps)
+        with pytest.raises(ValueError, match="`fps` is a number of frames a second above 0"):
+            VideoPandaVideoProcessor(fps=fps)
+    for settings in ({"num_frames": 7}, {"fps": 2, "max_frames": 0}):
+        with pytest.raises(ValueError, match="1 frame or a multiple of 4"):
+            VideoPandaVideoProcessor(**settings)
+        with pytest.raises(ValueError, match="1 frame or a multiple of 4"):
+            small(videos=video_file, **settings)
+    for settings in ({"max_frames": 4}, {"num_frames": 16, "max_frames": 8}):
+        with pytest.raises(ValueError, match=r"`max_frames` = \d limits `fps`"):
+            small(videos=video_file, **settings)
+    assert len(frame_numbers(VideoPandaVideoProcessor(size=small.size, fps=5)(videos=video_file, max_frames=4))) == 4
+    with pytest.raises(ValueError, match="needs `total_num_frames`"):
+        small(videos=numbered(20), fps=2, video_metadata=[{"fps": 8.0}])
+    with pytest.raises(ValueError, match="must be above 0"):
+        small(videos=numbered(20), video_metadata=[{"fps": 0, "total_num_frames": 20}])
 
 
 def test_picture_files_are_the_frames_of_one_video_and_taken_as_they_are(small, tmp_path):

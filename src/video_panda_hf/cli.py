@@ -120,6 +120,7 @@ def add_push(commands) -> None:
 def add_serve(commands) -> None:
     parser = commands.add_parser(
         "serve",
+        usage="video-panda serve MODEL [OPTIONS]",
         help="answer questions over HTTP, as an OpenAI-compatible server",
         description="`transformers serve`, which knows Video-Panda this way, with the model's own number of frames.",
         epilog=SERVE_EXAMPLE,
@@ -127,7 +128,9 @@ def add_serve(commands) -> None:
     )
     parser.set_defaults(run=serve)
     parser.add_argument("model", metavar="MODEL", help="a checkpoint folder or Hub id")
-    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="…", help="options of `transformers serve`")
+    parser.add_argument(
+        "options", nargs=argparse.REMAINDER, metavar="OPTIONS", help="those of `transformers serve`, after MODEL"
+    )
 
 
 def ask(options: argparse.Namespace) -> int:

@@ -374,15 +374,25 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             video_hidden_states=outputs.video_hidden_states,
         )
 
-    def prepare_inputs_for_generation(self, input_ids, is_first_iteration=False, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
         """The videos go in with the prompt; afterwards the cache holds them."""
         model_inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
             for key in ("pixel_values_videos", "video_grid_thw", "mm_encoder_outputs"):
                 model_inputs[key] = None
         return model_inputs
+
+    def _prefill(self, input_ids, generation_config, model_kwargs, *positional, **keywords):
+        encoded = (model_kwargs.get("mm_encoder_outputs") or {}).get("video")
+        has_video = encoded is not None or model_kwargs.get("pixel_values_videos") is not None
+        if generation_config.prefill_chunk_size is not None and has_video:
+            raise ValueError(
+                f"prefill_chunk_size = {generation_config.prefill_chunk_size}: a prompt with videos goes in as a "
+                "whole, for shared code does not count `<row>` among their tokens. Leave it at None."
+            )
+        return super()._prefill(input_ids, generation_config, model_kwargs, *positional, **keywords)
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
         """

@@ -71,6 +71,10 @@ class DecodeLimits:
     """Longest wait for a server's answer, in seconds."""
 
 
+# How to have what can be had of a damaged video, in messages.
+LENIENT = "`strict=False` (to a processor: `strict_decoding=False`)"
+
+
 class Budget:
     """The time, and the bytes from the net, that reading one video may still take.
 
@@ -100,7 +104,8 @@ def check_limit(video: str, what: str, found: float, limit: float | None, name: 
     if limit is not None and found > limit:
         raise VideoLimitError(
             f"{video}: {what} is {found:.10g}, above the limit of {limit:.10g}. "
-            f"If you trust the video, pass `limits=DecodeLimits({name}=...)`."
+            f"If you trust the video, pass `limits=DecodeLimits({name}=...)` (to a processor: "
+            f"`decode_limits={{'{name}': ...}}`)."
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from .decoding_errors import Budget, CorruptVideoError, DecodeLimits
+from .decoding_errors import LENIENT, Budget, CorruptVideoError, DecodeLimits
 from .decoding_index import FrameIndex
 from .decoding_source import demux
 
@@ -60,8 +60,7 @@ class PacketDecoder:
             )
             if self.strict:
                 raise CorruptVideoError(
-                    f"{self.budget.video}: found {self.damage}. "
-                    "Repair the file, or pass `strict=False` to take the rest."
+                    f"{self.budget.video}: found {self.damage}. Repair the file, or pass {LENIENT} to take the rest."
                 ) from error
             return []
 

@@ -15,6 +15,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from .decoding_errors import (
+    LENIENT,
     Budget,
     CorruptVideoError,
     NotAVideoError,
@@ -88,7 +89,7 @@ class FrameReader:
             if self.strict:
                 raise CorruptVideoError(
                     f"{self.video}: is cut off: {missing}. {self.count} frames can be had: "
-                    "fetch the file again, or pass `strict=False` to take those."
+                    f"fetch the file again, or pass {LENIENT} to take those."
                 )
 
     def read(self, numbers: Sequence[int]) -> np.ndarray:
@@ -117,9 +118,7 @@ class FrameReader:
             f"first frame {missing[0]} of {self.count}"
         )
         if self.strict or not read:
-            raise CorruptVideoError(
-                f"{found}. The file is damaged: repair it, or pass `strict=False` to take the rest."
-            )
+            raise CorruptVideoError(f"{found}. The file is damaged: repair it, or pass {LENIENT} to take the rest.")
         warnings.warn(f"{found}; the nearest frames stand in for them.", VideoDecodeWarning, stacklevel=4)
         for number in missing:
             nearest = min(read, key=lambda other: abs(other - number))

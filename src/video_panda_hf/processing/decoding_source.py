@@ -15,6 +15,7 @@ from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from .decoding_errors import (
+    LENIENT,
     Budget,
     CorruptVideoError,
     DecodeLimits,
@@ -172,7 +173,7 @@ def demux(container: InputContainer, stream: VideoStream, budget: Budget) -> Ite
         budget.damage = "its container is damaged"
         if budget.strict:
             raise CorruptVideoError(
-                f"{budget.video}: {budget.damage}. Repair the file, or pass `strict=False` to take what is before it."
+                f"{budget.video}: {budget.damage}. Repair the file, or pass {LENIENT} to take what is before it."
             ) from error
 
 

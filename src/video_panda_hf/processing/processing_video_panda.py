@@ -31,7 +31,7 @@ CONTENT_TO_TEXT = """
       {%- elif part['type'] == 'text' -%}
         {{- part['text'] -}}
       {%- else -%}
-        {{- raise_exception('content of type ' ~ part['type'] ~ ': this model takes text and video') -}}
+        {{- raise_exception('content of type ' ~ part['type'] ~ ': give text and video, a picture as a video') -}}
       {%- endif -%}
     {%- endfor -%}
   {%- endif -%}
@@ -58,7 +58,7 @@ CHAT_TEMPLATE = (
   {%- elif message['role'] == 'assistant' -%}
     {{- ' ASSISTANT:' -}}
     {%- generation -%}
-    {{- ' ' ~ content_to_text(message['content']) ~ eos_token -}}
+    {{- ' ' ~ content_to_text(message['content']) | trim ~ eos_token -}}
     {%- endgeneration -%}
   {%- else -%}
     {{- raise_exception('role ' ~ message['role'] ~ ': take user, assistant, and system for the first message') -}}

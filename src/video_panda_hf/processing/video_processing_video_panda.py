@@ -1,5 +1,6 @@
 """Videos of any kind → the packed patches and grids that Video-Panda takes: sample, resize, patchify, normalise."""
 
+import base64
 import dataclasses
 import io
 import os
@@ -29,11 +30,13 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from .decoding import decode_video
-from .decoding_errors import DecodeLimits
-from .decoding_source import VideoSource
+from .decoding_errors import DecodeLimits, NotAVideoError, VideoNetworkError, VideoNotFoundError
+from .decoding_source import VideoSource, describe, is_url
 
 
 PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's names of these
+MOVING_FORMATS = {"PNG", "WEBP"}  # which may be videos too
 
 
 class VideoPandaVideoProcessorKwargs(VideosKwargs, total=False):
@@ -82,7 +85,7 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     * `fps`: frames at this rate; if `max_frames` are too few for that, `max_frames` spread over the whole video. The
       last one is repeated up to a multiple of `frames_per_clip`.
     * Arrays and lists of frames are sampled as well, by the rate in `video_metadata`, or evenly where that has none.
-    * A picture on its own (or as a list of one frame) is an image: T = 1, never repeated.
+    * A picture on its own (or as a list of one frame) is an image: T = 1, never repeated. An animated one is a video.
     * A list of picture files (names or URLs) is taken as it is, for whoever wrote them has sampled already.
 
     Raises `ValueError` where the frames are not 1 nor a multiple of `frames_per_clip`, where both `num_frames` and
@@ -112,13 +115,16 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     _auto_class = "AutoVideoProcessor"  # transformers saves the code with it, for `trust_remote_code=True`
 
     def __init__(self, **kwargs: Unpack[VideoPandaVideoProcessorKwargs]):
-        check_one_rate(**kwargs)
+        check_sampling(**kwargs)
         if kwargs.get("decode_limits") is not None:  # as a dictionary, which JSON can hold
             kwargs["decode_limits"] = dataclasses.asdict(limits_of(kwargs["decode_limits"]))
         kwargs.pop("auto_map", None)  # of a checkpoint's code; saving writes it anew
         super().__init__(**kwargs)
         if self.fps is not None:
             self.num_frames = None
+        for name in ("num_frames", "max_frames"):
+            if (count := getattr(self, name)) is not None:
+                check_frame_count(count, self.frames_per_clip, f"`{name}` = {count}")
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, include_code: bool = True, **kwargs):
         """As `BaseVideoProcessor`'s; `include_code=False` writes neither code nor an `auto_map`."""
@@ -145,7 +151,7 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
         videos = list_videos(videos)
         if not videos:
             raise ValueError("there is no video among `videos`")
-        check_one_rate(**kwargs)
+        check_sampling(**kwargs)
         if kwargs.get("do_sample_frames") and any(is_list_of_files(video) and len(video) > 1 for video in videos):
             raise ValueError(
                 "Sampling frames from a list of images is not supported! Set `do_sample_frames=False`, "
@@ -161,6 +167,10 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
             kwargs["num_frames"] = None
         elif kwargs.get("num_frames") is not None:
             kwargs["fps"] = None
+        if kwargs.get("max_frames") is not None and kwargs.get("fps", self.fps) is None:
+            raise ValueError(
+                f"`max_frames` = {kwargs['max_frames']} limits `fps`: give both, or `num_frames` for that many frames"
+            )
         return super().preprocess(videos, **kwargs)
 
     def sample_frames(
@@ -174,10 +184,10 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     ) -> np.ndarray:
         """The frames to take of a video, int64 indices; see the class for the rules. `metadata` needs
         `total_num_frames`, and `fps` for sampling by rate."""
-        check_one_rate(num_frames=num_frames, fps=fps)
+        check_sampling(num_frames=num_frames, fps=fps)
         if num_frames is None and fps is None:
             num_frames, fps = self.num_frames, self.fps
-        max_frames = max_frames or self.max_frames
+        max_frames = self.max_frames if max_frames is None else max_frames
         frames_per_clip = frames_per_clip or self.frames_per_clip
 
         if fps is None:
@@ -185,7 +195,8 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
             return sample_frame_indices(metadata.total_num_frames, metadata.fps, num_frames)
         if metadata.fps is None:
             raise ValueError(
-                "sampling by `fps` needs the video's own rate: give `video_metadata` with `fps`, or `num_frames`"
+                "sampling by `fps` needs the video's own rate: give `video_metadata` with `fps` and "
+                "`total_num_frames`, or give `num_frames`"
             )
         if max_frames is not None:
             check_frame_count(max_frames, frames_per_clip, f"`max_frames` = {max_frames}")
@@ -346,7 +357,9 @@ def check_frame_count(count: int, frames_per_clip: int, what: str) -> None:
         )
 
 
-def check_one_rate(num_frames: int | None = None, fps: float | None = None, **kwargs) -> None:
+def check_sampling(num_frames: int | None = None, fps: float | None = None, **kwargs) -> None:
+    if fps is not None and not fps > 0:
+        raise ValueError(f"`fps` is a number of frames a second above 0, not {fps}")
     if num_frames is not None and fps is not None:
         raise ValueError(f"`num_frames` ({num_frames}) and `fps` ({fps}) are mutually exclusive: give one of them")
 
@@ -372,7 +385,7 @@ def rgb_frames(video, input_data_format: str | ChannelDimension | None = None) -
     not copied, and keeps its memory layout, for bytes with the channels last are resized fastest."""
     if isinstance(video, list):
         if is_list_of_files(video):
-            video = [load_image(os.fspath(name)) for name in video]
+            video = [load_picture(os.fspath(name)) for name in video]
         if isinstance(video[0], Image.Image):
             video, input_data_format = [np.array(frame.convert("RGB")) for frame in video], ChannelDimension.LAST
         shapes = {tuple(frame.shape) for frame in video}
@@ -395,6 +408,21 @@ def rgb_frames(video, input_data_format: str | ChannelDimension | None = None) -
             f"frames must have 1, 3 or 4 channels; this video of shape {tuple(video.shape)} has {video.shape[1]}"
         )
     return tvF.grayscale_to_rgb(video) if video.shape[1] == 1 else video[:, :3]
+
+
+def load_picture(name: str) -> Image.Image:
+    """
+    Raises:
+        VideoDecodeError: that names the picture and says why it cannot be read.
+    """
+    try:
+        return load_image(name)
+    except Exception as error:
+        if is_url(name):
+            raise VideoNetworkError(f"{describe(name)}: cannot be fetched as a picture ({error})") from error
+        if not os.path.exists(name):
+            raise VideoNotFoundError(f"{describe(name)}: no such file. Check the path.") from error
+        raise NotAVideoError(f"{describe(name)}: cannot be read as a picture ({error})") from error
 
 
 def as_tensor(array) -> torch.Tensor:
@@ -425,7 +453,15 @@ class EncodedVideo:
 
     def decode(self, sample_indices_fn=None) -> tuple[np.ndarray, VideoMetadata]:
         """Frames (T, H, W, 3) uint8 and metadata: those of `indices`, or else what the function says, or else all."""
-        chosen = sample_indices_fn if self.indices is None else lambda metadata: self.indices
+
+        def chosen(metadata: VideoMetadata):
+            if self.indices is not None:
+                return self.indices
+            is_picture = metadata.total_num_frames == 1 and has_picture_name(self.source)
+            if sample_indices_fn is None or is_picture:
+                return range(metadata.total_num_frames)
+            return sample_indices_fn(metadata)
+
         return decode_video(
             self.source, chosen, start=self.start, end=self.end, limits=self.limits, strict=self.strict
         )
@@ -462,14 +498,15 @@ class Frames(list):
 
 
 def _list_videos(videos, depth: int) -> list:
-    if is_picture(videos):
+    if is_picture(videos) and not may_move(videos):
         return [Frames([videos])]
     if isinstance(videos, (Frames, EncodedVideo)):
         return [videos]
     if isinstance(videos, Mapping):
         return [EncodedVideo.of(videos)]
     if is_encoded(videos):
-        return [EncodedVideo(videos)]
+        picture = still_picture(videos)
+        return [EncodedVideo(videos) if picture is None else Frames([picture])]
     if isinstance(videos, (np.ndarray, torch.Tensor)):
         if videos.ndim not in (4, 5):
             raise ValueError(f"a video is (frames, height, width, channels), not of the shape {tuple(videos.shape)}")
@@ -481,7 +518,7 @@ def _list_videos(videos, depth: int) -> list:
         )
     # Names in a list are videos, unless they are pictures' names or nested as deep as one video's frames in one
     # conversation of a batch: (conversation, video, frame).
-    if videos and all(is_picture(item) for item in videos):
+    if videos and all(is_picture(item) for item in videos) and not (len(videos) == 1 and may_move(videos[0])):
         return [Frames(videos)]
     if videos and depth >= 2 and all(isinstance(item, str) for item in videos):
         return [Frames(videos)]
@@ -496,6 +533,11 @@ def list_metadata(video_metadata, num_videos: int) -> list[VideoMetadata | None]
     flat = [entry for item in video_metadata for entry in (item if isinstance(item, (list, tuple)) else [item])]
     if len(flat) != num_videos:
         raise ValueError(f"{num_videos} videos, but {len(flat)} entries of `video_metadata`: give one for each")
+    for entry in filter(None, flat):
+        if entry.get("total_num_frames") is None:
+            raise ValueError(f"`video_metadata` needs `total_num_frames`, the video's own number of frames: {entry}")
+        if entry.get("fps") is not None and not entry["fps"] > 0:
+            raise ValueError(f"the `fps` of `video_metadata` must be above 0: {entry}")
     return [None if entry is None else VideoMetadata(**entry) for entry in flat]
 
 
@@ -512,7 +554,50 @@ def is_list_of_files(video) -> bool:
 
 
 def is_picture(item) -> bool:
-    if isinstance(item, (str, os.PathLike)):
-        path = urlparse(item).path if isinstance(item, str) else os.fspath(item)
-        return PurePosixPath(path).suffix.lower() in PICTURE_SUFFIXES
-    return isinstance(item, Image.Image) or (isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim in (2, 3))
+    """Something that may be a frame."""
+    is_array = isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim in (2, 3)
+    return is_array or isinstance(item, Image.Image) or has_picture_name(item)
+
+
+def has_picture_name(item) -> bool:
+    if not isinstance(item, (str, os.PathLike)):
+        return False
+    path = urlparse(item).path if isinstance(item, str) else os.fspath(item)
+    return PurePosixPath(path).suffix.lower() in PICTURE_SUFFIXES
+
+
+def may_move(picture) -> bool:
+    """Whether what has a picture's name may be a video: a file says so itself, a URL is known when it is fetched."""
+    if not has_picture_name(picture):
+        return False
+    if is_url(picture):
+        return urlparse(picture).path.lower().endswith(".webp")
+    try:
+        with Image.open(picture) as file:
+            return is_animated(file)
+    except OSError:  # which is told where it is read
+        return False
+
+
+def still_picture(source) -> Image.Image | None:
+    """The picture in bytes, a file object or a data URL; `None` if these hold a video, such as an animated picture."""
+    if isinstance(source, str) and source.startswith("data:image/"):
+        source = source.partition(",")[2].encode()
+        source = base64.b64decode(source + b"=" * (-len(source) % 4))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        source = io.BytesIO(source)
+    if not hasattr(source, "seek"):
+        return None
+    position = source.tell()
+    try:
+        source.seek(0)
+        file = Image.open(source, formats=PICTURE_FORMATS)
+        return None if is_animated(file) else load_image(file)
+    except OSError:  # no picture, or a broken one: what is wrong is told where it is read
+        return None
+    finally:
+        source.seek(position)
+
+
+def is_animated(file: Image.Image) -> bool:
+    return file.format in MOVING_FORMATS and getattr(file, "is_animated", False)
