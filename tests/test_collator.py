@@ -123,12 +123,13 @@ def test_the_end_token_is_learned_even_where_it_is_the_padding_token(folder):
 
 
 def test_the_end_token_is_learned_where_the_template_has_it_behind_the_answers(processor, folder):
-    outside = TEMPLATE.replace("</s>{% endgeneration %}", "{% endgeneration %}</s>")
-    assert outside != TEMPLATE
-    other = VideoPandaProcessor(processor.video_processor, processor.tokenizer, chat_template=outside)
     rows = [good(folder), row("what", "a", "why", "wind")]
-    batches = [VideoPandaDataCollator(each)(rows) for each in (processor, other)]
-    assert torch.equal(*(batch["labels"] for batch in batches))
+    expected = VideoPandaDataCollator(processor)(rows)["labels"]
+    for end in ("</s>", " </s>"):
+        outside = TEMPLATE.replace("</s>{% endgeneration %}", "{% endgeneration %}" + end)
+        assert outside != TEMPLATE
+        other = VideoPandaProcessor(processor.video_processor, processor.tokenizer, chat_template=outside)
+        assert torch.equal(VideoPandaDataCollator(other)(rows)["labels"], expected)
 
 
 def test_rows_of_any_number_of_videos_are_packed_in_order(processor, folder):
@@ -261,7 +262,7 @@ def test_too_many_skipped_samples_end_the_run(processor, folder):
 def test_in_a_batch_of_bad_samples_the_last_good_one_stands_in(processor, folder, tmp_path):
     log = tmp_path / "skipped.jsonl"
     collator = VideoPandaDataCollator(processor, on_error="skip", skip_log=log)
-    with pytest.raises(BadSampleError, match="all 1 samples of the first batch are bad"):
+    with pytest.raises(BadSampleError, match="all 1 samples of a batch are bad"):
         collator([bad(folder)])
     expected = collator([row("why", "wind"), good(folder)])
     batch = collator([bad(folder, "b1"), bad(folder, "b2")])
@@ -277,10 +278,10 @@ def test_workers_count_together_and_in_all_epochs(processor, folder, tmp_path, s
     rows = [row("what", "a ball"), bad(folder)] * 4
     loader = DataLoader(rows, 2, collate_fn=collator, num_workers=2, multiprocessing_context=start)
     assert len(list(loader)) == 4 and (collator.seen, collator.skipped) == (8, 4)
+    assert len((tmp_path / "new" / "skipped.jsonl").read_text().splitlines()) == 4
     with pytest.raises(BadSampleError, match=r"were skipped, over max_skipped_share = 0.01"):
         for _ in range(2):
             list(loader)
-    assert len((tmp_path / "new" / "skipped.jsonl").read_text().splitlines()) == collator.skipped
 
 
 def test_a_row_of_the_dataset_stands_in_where_the_first_batch_is_bad(processor, folder, tmp_path):
@@ -345,6 +346,8 @@ def test_it_is_pickled_with_its_counts(processor, folder):
     collator([good(folder), bad(folder)])
     again = pickle.loads(pickle.dumps(collator))
     assert (again.seen, again.skipped, again.processor_kwargs) == (2, 1, {"num_frames": 8})
+    list(DataLoader([good(folder), bad(folder)], 2, collate_fn=again, num_workers=1))
+    assert (again.seen, again.skipped, collator.seen) == (4, 2, 2)
     assert torch.equal(again([good(folder)])["input_ids"], collator([good(folder)])["input_ids"])
 
 

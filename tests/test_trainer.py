@@ -132,6 +132,14 @@ def test_what_a_picture_or_text_leaves_alone_has_gradients_of_zero_in_step(numbe
         assert torch.equal(parameter.grad, torch.zeros_like(parameter) if name in unused else expected), name
 
 
+def test_what_deepspeed_has_taken_apart_is_left_alone(monkeypatch):
+    monkeypatch.setattr("video_panda_hf.training.trainer.is_deepspeed_zero3_enabled", lambda: True)
+    model = tiny_model().train()
+    keep_in_step(model)
+    model(**collate([make_examples()[4]])).loss.backward()
+    assert all(parameter.grad is None for parameter in model.model.vision_tower.parameters())
+
+
 def test_each_part_has_its_learning_rate(tmp_path, teacher_folder):
     trainer = make_trainer(
         tmp_path,
@@ -226,9 +234,12 @@ def test_evaluating_and_saving_do_not_count_as_time(tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "_save_checkpoint", after(100.0, Trainer._save_checkpoint))
     monkeypatch.setattr(VideoPandaTrainer, "training_step", after(1.0, VideoPandaTrainer.training_step))
     every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
-    trainer = make_trainer(tmp_path, max_steps=2, logging_steps=2, **every)
-    trainer.train()
-    assert trainer.state.log_history[1]["videos_per_second"] == 2.0  # two of them in each step of a second
+    for evaluated in (make_examples()[:2], {"one": make_examples()[:2], "two": make_examples()[2:4]}):
+        trainer = make_trainer(tmp_path, max_steps=2, logging_steps=2, **every)
+        trainer.eval_dataset = evaluated
+        trainer.train()
+        (logged,) = (entry for entry in trainer.state.log_history if "loss" in entry)
+        assert logged["videos_per_second"] == 2.0  # two of them in each step of a second
 
 
 def test_mixed_precision_learns_like_full_precision(tmp_path, teacher_folder):

@@ -15,8 +15,6 @@ from transformers.video_utils import VideoMetadata
 from video_panda_hf import VideoPandaVideoProcessor
 from video_panda_hf.processing import DecodeLimits, VideoDecodeError, VideoDecodeWarning
 from video_panda_hf.processing.video_processing_video_panda import (
-    EncodedVideo,
-    list_videos,
     resized_size,
     sample_frame_indices,
     sample_frame_indices_by_rate,
@@ -123,44 +121,64 @@ def test_a_picture_is_an_image_of_one_frame(small, tmp_path):
         assert small(given)["video_grid_thw"].tolist() == [[1, 2, 4]]
 
 
-@pytest.mark.parametrize("name", ["still.png", "still.jpg", "still.webp", "still.bmp", "still.tiff", "moving.png"])
+@pytest.mark.parametrize("name", ["still.png", "still.jpg", "still.webp", "still.bmp", "moving.png", "moving.webp"])
 def test_what_a_file_holds_decides_whether_it_is_a_picture(small, tmp_path, name):
-    """By its name, as bytes, as a file and as a data URL alike."""
+    """By its name or another, as bytes, as a file, as a data URL and as a dictionary alike."""
     frames = [Image.fromarray(np.ascontiguousarray(frame)) for frame in numbered(8 if "moving" in name else 1)]
-    frames[0].save(
-        tmp_path / name,
-        save_all=len(frames) > 1,
-        append_images=frames[1:],
-        **({"quality": 95} if "jpg" in name else {}),
-    )
+    lossless = {"quality": 100, "lossless": True}
+    frames[0].save(tmp_path / name, save_all=len(frames) > 1, append_images=frames[1:], **lossless)
     data = (tmp_path / name).read_bytes()
+    (tmp_path / "without_suffix").write_bytes(data)
     url = f"data:image/{name[-3:]};base64,{base64.b64encode(data).decode()}"
     with open(tmp_path / name, "rb") as file:
-        found = [small(videos=source) for source in (tmp_path / name, [str(tmp_path / name)], data, file, url)]
-        assert file.tell() == 0
-    assert [inputs["video_grid_thw"].tolist() for inputs in found] == [[[len(frames), 4, 4]]] * 5
+        file.seek(3)
+        sources = [
+            tmp_path / name,
+            [str(tmp_path / name)],
+            tmp_path / "without_suffix",
+            data,
+            file,
+            url,
+            {"video": data},
+        ]
+        found = [small(videos=source) for source in sources]
+        assert file.tell() == 3
+    assert [inputs["video_grid_thw"].tolist() for inputs in found] == [[[len(frames), 4, 4]]] * len(sources)
     for inputs in found:
         assert (pixels(inputs)[:, 0, 0, 0] - torch.arange(len(frames)) * 10).abs().max() < 1
 
 
-def test_an_animated_webp_is_a_video(small, tmp_path):
-    frames = [Image.fromarray(np.ascontiguousarray(frame)) for frame in numbered(8)]
-    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
-    data = (tmp_path / "moving.webp").read_bytes()
-    for source in (tmp_path / "moving.webp", [str(tmp_path / "moving.webp")], data):
-        assert isinstance(list_videos(source)[0], EncodedVideo)
+def test_jpegs_in_a_row_are_a_video(small, tmp_path):
+    with open(tmp_path / "raw.mjpeg", "wb") as file:
+        for frame in numbered(8):
+            Image.fromarray(np.ascontiguousarray(frame)).save(file, "JPEG")
+    assert small(videos=(tmp_path / "raw.mjpeg").read_bytes())["video_grid_thw"].tolist() == [[8, 4, 4]]
+
+
+def test_pictures_are_upright_of_eight_bits_and_within_the_limits(small, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.new("RGB", (56, 28)).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(np.full((28, 28), 20000, np.uint16)).save(tmp_path / "deep.png")
+    for source in (tmp_path / "turned.png", (tmp_path / "turned.png").read_bytes(), {"path": tmp_path / "turned.png"}):
+        assert small(videos=source)["video_grid_thw"].tolist() == [[1, 4, 2]]
+        with pytest.raises(VideoDecodeError, match="its longer side in pixels is 56"):
+            small(videos=source, decode_limits={"max_side": 28})
+    assert (pixels(small(videos=tmp_path / "deep.png")) - 77).abs().max() < 1  # 20000 / 257
 
 
 @pytest.mark.parametrize("content", [None, b"no picture"], ids=["missing", "broken"])
 def test_a_picture_that_cannot_be_read_is_named(small, tmp_path, content):
     if content is not None:
         (tmp_path / "photo.png").write_bytes(content)
-    with pytest.raises(VideoDecodeError, match=r"photo\.png.*(no such file|cannot be read as a picture)"):
+    with pytest.raises(VideoDecodeError, match=r"photo\.png.*(no such file|not a video)"):
         small(videos=str(tmp_path / "photo.png"))
+    with pytest.raises(VideoDecodeError, match=r"photo\.png.*(no such file|is not a picture)"):
+        small(videos=[str(tmp_path / "photo.png")] * 4)
 
 
 def test_settings_that_make_no_sense_are_errors_at_once(small, video_file):
-    for fps in (0, -1, float("nan")):
+    for fps in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="`fps` is a number of frames a second above 0"):
             small(videos=video_file, fps=fps)
         with pytest.raises(ValueError, match="`fps` is a number of frames a second above 0"):

@@ -301,10 +301,14 @@ class VideoPandaProcessor(ProcessorMixin):
         return [self._spans_by_marks(conversation, lambda c: render([c])[0][0]) for conversation in conversations]
 
     def _end_of_answer(self, prompt: str, start: int, end: int) -> int:
-        """The answer's end with the special token by which a model learns to stop, if that stands right after it."""
+        """The answer's end with the special token by which a model learns to stop, if that is what follows."""
         end_token = re.compile("|".join(map(re.escape, self.tokenizer.all_special_tokens)))
         last_token = re.compile(f"(?:{end_token.pattern})\\s*$")
-        found = None if last_token.search(prompt[start:end]) else end_token.match(prompt, end)
+        found = (
+            None
+            if last_token.search(prompt[start:end])
+            else re.compile(f"\\s*(?:{end_token.pattern})").match(prompt, end)
+        )
         return found.end() if found else end
 
     def _spans_by_marks(self, conversation, render) -> list[tuple[int, int]]:

@@ -1,14 +1,11 @@
 """Videos of any kind → the packed patches and grids that Video-Panda takes: sample, resize, patchify, normalise."""
 
-import base64
 import dataclasses
 import io
 import os
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
@@ -22,7 +19,6 @@ from transformers.image_utils import (
     PILImageResampling,
     SizeDict,
     infer_channel_dimension_format,
-    load_image,
 )
 from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.utils import TensorType
@@ -30,13 +26,9 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from .decoding import decode_video
-from .decoding_errors import DecodeLimits, NotAVideoError, VideoNetworkError, VideoNotFoundError
+from .decoding_errors import DecodeLimits, NotAVideoError
+from .decoding_pictures import decode_picture, has_picture_name
 from .decoding_source import VideoSource, describe, is_url
-
-
-PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's names of these
-MOVING_FORMATS = {"PNG", "WEBP"}  # which may be videos too
 
 
 class VideoPandaVideoProcessorKwargs(VideosKwargs, total=False):
@@ -167,7 +159,8 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
             kwargs["num_frames"] = None
         elif kwargs.get("num_frames") is not None:
             kwargs["fps"] = None
-        if kwargs.get("max_frames") is not None and kwargs.get("fps", self.fps) is None:
+        by_rate = kwargs.get("fps") is not None or (self.fps is not None and kwargs.get("num_frames") is None)
+        if kwargs.get("max_frames") is not None and not by_rate:
             raise ValueError(
                 f"`max_frames` = {kwargs['max_frames']} limits `fps`: give both, or `num_frames` for that many frames"
             )
@@ -358,7 +351,7 @@ def check_frame_count(count: int, frames_per_clip: int, what: str) -> None:
 
 
 def check_sampling(num_frames: int | None = None, fps: float | None = None, **kwargs) -> None:
-    if fps is not None and not fps > 0:
+    if fps is not None and not 0 < fps < float("inf"):
         raise ValueError(f"`fps` is a number of frames a second above 0, not {fps}")
     if num_frames is not None and fps is not None:
         raise ValueError(f"`num_frames` ({num_frames}) and `fps` ({fps}) are mutually exclusive: give one of them")
@@ -385,7 +378,7 @@ def rgb_frames(video, input_data_format: str | ChannelDimension | None = None) -
     not copied, and keeps its memory layout, for bytes with the channels last are resized fastest."""
     if isinstance(video, list):
         if is_list_of_files(video):
-            video = [load_picture(os.fspath(name)) for name in video]
+            video, input_data_format = [picture_of(name) for name in video], ChannelDimension.LAST
         if isinstance(video[0], Image.Image):
             video, input_data_format = [np.array(frame.convert("RGB")) for frame in video], ChannelDimension.LAST
         shapes = {tuple(frame.shape) for frame in video}
@@ -410,19 +403,11 @@ def rgb_frames(video, input_data_format: str | ChannelDimension | None = None) -
     return tvF.grayscale_to_rgb(video) if video.shape[1] == 1 else video[:, :3]
 
 
-def load_picture(name: str) -> Image.Image:
-    """
-    Raises:
-        VideoDecodeError: that names the picture and says why it cannot be read.
-    """
-    try:
-        return load_image(name)
-    except Exception as error:
-        if is_url(name):
-            raise VideoNetworkError(f"{describe(name)}: cannot be fetched as a picture ({error})") from error
-        if not os.path.exists(name):
-            raise VideoNotFoundError(f"{describe(name)}: no such file. Check the path.") from error
-        raise NotAVideoError(f"{describe(name)}: cannot be read as a picture ({error})") from error
+def picture_of(name: str | os.PathLike) -> np.ndarray:
+    picture = decode_picture(name)
+    if picture is None:
+        raise NotAVideoError(f"{describe(name)}: is not a picture, which the frames of one video must be.")
+    return picture[0]
 
 
 def as_tensor(array) -> torch.Tensor:
@@ -452,16 +437,17 @@ class EncodedVideo:
     strict: bool = True
 
     def decode(self, sample_indices_fn=None) -> tuple[np.ndarray, VideoMetadata]:
-        """Frames (T, H, W, 3) uint8 and metadata: those of `indices`, or else what the function says, or else all."""
-
-        def chosen(metadata: VideoMetadata):
-            if self.indices is not None:
-                return self.indices
-            is_picture = metadata.total_num_frames == 1 and has_picture_name(self.source)
-            if sample_indices_fn is None or is_picture:
-                return range(metadata.total_num_frames)
-            return sample_indices_fn(metadata)
-
+        """Frames (T, H, W, 3) uint8 and metadata: those of `indices`, or else what the function says, or else all. A
+        picture has one."""
+        is_whole = self.start is self.end is self.indices is None
+        if is_whole and (not is_url(self.source) or has_picture_name(self.source)):  # a URL is fetched anew each time
+            picture = decode_picture(self.source, self.limits)
+            if picture is not None:
+                _, height, width, _ = picture.shape
+                return picture, VideoMetadata(
+                    1, height=height, width=width, frames_indices=[0], video_backend="pillow"
+                )
+        chosen = sample_indices_fn if self.indices is None else lambda metadata: self.indices
         return decode_video(
             self.source, chosen, start=self.start, end=self.end, limits=self.limits, strict=self.strict
         )
@@ -498,15 +484,14 @@ class Frames(list):
 
 
 def _list_videos(videos, depth: int) -> list:
-    if is_picture(videos) and not may_move(videos):
+    if is_picture(videos) and not is_encoded(videos):
         return [Frames([videos])]
     if isinstance(videos, (Frames, EncodedVideo)):
         return [videos]
     if isinstance(videos, Mapping):
         return [EncodedVideo.of(videos)]
     if is_encoded(videos):
-        picture = still_picture(videos)
-        return [EncodedVideo(videos) if picture is None else Frames([picture])]
+        return [EncodedVideo(videos)]
     if isinstance(videos, (np.ndarray, torch.Tensor)):
         if videos.ndim not in (4, 5):
             raise ValueError(f"a video is (frames, height, width, channels), not of the shape {tuple(videos.shape)}")
@@ -518,7 +503,7 @@ def _list_videos(videos, depth: int) -> list:
         )
     # Names in a list are videos, unless they are pictures' names or nested as deep as one video's frames in one
     # conversation of a batch: (conversation, video, frame).
-    if videos and all(is_picture(item) for item in videos) and not (len(videos) == 1 and may_move(videos[0])):
+    if videos and all(is_picture(item) for item in videos) and not (len(videos) == 1 and is_encoded(videos[0])):
         return [Frames(videos)]
     if videos and depth >= 2 and all(isinstance(item, str) for item in videos):
         return [Frames(videos)]
@@ -557,47 +542,3 @@ def is_picture(item) -> bool:
     """Something that may be a frame."""
     is_array = isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim in (2, 3)
     return is_array or isinstance(item, Image.Image) or has_picture_name(item)
-
-
-def has_picture_name(item) -> bool:
-    if not isinstance(item, (str, os.PathLike)):
-        return False
-    path = urlparse(item).path if isinstance(item, str) else os.fspath(item)
-    return PurePosixPath(path).suffix.lower() in PICTURE_SUFFIXES
-
-
-def may_move(picture) -> bool:
-    """Whether what has a picture's name may be a video: a file says so itself, a URL is known when it is fetched."""
-    if not has_picture_name(picture):
-        return False
-    if is_url(picture):
-        return urlparse(picture).path.lower().endswith(".webp")
-    try:
-        with Image.open(picture) as file:
-            return is_animated(file)
-    except OSError:  # which is told where it is read
-        return False
-
-
-def still_picture(source) -> Image.Image | None:
-    """The picture in bytes, a file object or a data URL; `None` if these hold a video, such as an animated picture."""
-    if isinstance(source, str) and source.startswith("data:image/"):
-        source = source.partition(",")[2].encode()
-        source = base64.b64decode(source + b"=" * (-len(source) % 4))
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        source = io.BytesIO(source)
-    if not hasattr(source, "seek"):
-        return None
-    position = source.tell()
-    try:
-        source.seek(0)
-        file = Image.open(source, formats=PICTURE_FORMATS)
-        return None if is_animated(file) else load_image(file)
-    except OSError:  # no picture, or a broken one: what is wrong is told where it is read
-        return None
-    finally:
-        source.seek(position)
-
-
-def is_animated(file: Image.Image) -> bool:
-    return file.format in MOVING_FORMATS and getattr(file, "is_animated", False)

@@ -4,7 +4,7 @@ import copy
 import os
 import time
 from collections.abc import Sequence
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -73,6 +73,10 @@ class VideoPandaDataCollator:
         self.stand_ins = stand_ins
         self._last_good = None
         self._counts = torch.zeros(COUNTERS, 2, dtype=torch.int64).share_memory_()  # seen, skipped
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._counts.share_memory_()  # a copy counts on its own, but with its workers
 
     @property
     def seen(self) -> int:
@@ -171,7 +175,7 @@ class VideoPandaDataCollator:
 
     def _stand_in(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         known = [] if self._last_good is None else [self._last_good]
-        for row in known or islice(self.stand_ins, STAND_INS_TRIED):
+        for row in chain(known, islice(self.stand_ins, STAND_INS_TRIED)):
             try:
                 example = self._shortened(self._encode([row])[0])
             except Exception:
@@ -180,8 +184,8 @@ class VideoPandaDataCollator:
             self._log(row, error=None, stands_in_for=[row_name(row) for row in rows])
             return example
         raise BadSampleError(
-            f"all {len(rows)} samples of the first batch are bad, and no good one is known to stand in for them; "
-            f"the last one is {row_name(rows[-1])}: see skip_log, or the warnings"
+            f"all {len(rows)} samples of a batch are bad, and no good one is known to stand in for them; the last one "
+            f"is {row_name(rows[-1])}: see skip_log, or the warnings"
         )
 
     def _log(self, row: dict, **what) -> None:

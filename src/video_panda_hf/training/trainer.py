@@ -56,8 +56,8 @@ class VideoPandaTrainer(Trainer):
 
     Raises:
         ValueError: for a teacher together with DeepSpeed ZeRO-3, for several GPUs in one process, for label smoothing
-            (which `Trainer` would apply without shifting the labels); in training, for a part of a batch that has no
-            video at all under DeepSpeed ZeRO-3.
+            (which `Trainer` would apply without shifting the labels); under DeepSpeed ZeRO-3, for a batch of which
+            some processes have videos and others pictures or text alone.
     """
 
     args: VideoPandaTrainingArguments
@@ -126,11 +126,14 @@ class VideoPandaTrainer(Trainer):
         return parts, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if inputs.get("pixel_values_videos") is None and self.args.world_size > 1 and is_deepspeed_zero3_enabled():
-            raise ValueError(
-                "A process has no video in its part of the batch: with DeepSpeed ZeRO-3 the others would wait for it "
-                "for ever. Leave rows without videos out, or choose ZeRO-2 or FSDP2."
-            )
+        if self.args.world_size > 1 and is_deepspeed_zero3_enabled():
+            kinds = torch.tensor([has_moving_video(inputs), inputs.get("pixel_values_videos") is not None])
+            if len(self.accelerator.gather(kinds[None].to(self.args.device)).unique(dim=0)) > 1:
+                raise ValueError(
+                    "Some processes have videos in their part of the batch, others pictures or text alone: with "
+                    "DeepSpeed ZeRO-3 they would wait for each other for ever. Train on one kind, or choose ZeRO-2 or "
+                    "FSDP2."
+                )
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
@@ -205,13 +208,17 @@ class VideoPandaTrainer(Trainer):
 
     def _get_eval_sampler(self, eval_dataset):
         grouped = self.args.train_sampling_strategy == "group_by_length" and hasattr(eval_dataset, "__len__")
-        if not grouped or "messages" not in eval_dataset[0]:
+        if not grouped or not len(eval_dataset) or "messages" not in eval_dataset[0]:
             return super()._get_eval_sampler(eval_dataset)
         return SequentialSampler(eval_dataset) if self.args.world_size == 1 else None  # as without grouping
 
     def _get_dataloader(self, dataset, *positional, **keywords):
         collator = self.data_collator
-        if isinstance(collator, VideoPandaDataCollator) and hasattr(dataset, "__len__"):
+        if (
+            isinstance(collator, VideoPandaDataCollator)
+            and hasattr(dataset, "__len__")
+            and not len(collator.stand_ins)
+        ):
             self.data_collator = collator.with_stand_ins(dataset)
         try:
             return super()._get_dataloader(dataset, *positional, **keywords)
@@ -238,10 +245,10 @@ class VideoPandaTrainer(Trainer):
 
     @contextmanager
     def clock_stopped(self):
-        stopped = time.perf_counter()
+        stopped, started, self._started = time.perf_counter(), self._started, None
         yield
-        if self._started is not None:
-            self._started += time.perf_counter() - stopped
+        if started is not None:  # else it was stopped already
+            self._started = started + time.perf_counter() - stopped
 
     def evaluate(self, *positional, **keywords) -> dict[str, float]:
         with self.clock_stopped():
@@ -369,14 +376,19 @@ def keep_in_step(model: nn.Module) -> None:
     """
 
     def touch(model, _, inputs: dict, outputs):
-        has_video = inputs.get("pixel_values_videos") is not None and (inputs["video_grid_thw"][:, 0] > 1).any()
-        if model.training and not has_video:
+        # ZeRO-3 has taken the parameters apart here; `compute_loss` sees to it that all processes need the same.
+        if model.training and not has_moving_video(inputs) and not is_deepspeed_zero3_enabled():
             unused = [*model.vision_tower.parameters(), *model.multi_modal_projector.parameters()]
             zero = sum(parameter.sum() for parameter in unused if parameter.requires_grad) * 0.0
             outputs["last_hidden_state"] = outputs["last_hidden_state"] + zero
         return outputs
 
     model.model.register_forward_hook(touch, with_kwargs=True)
+
+
+def has_moving_video(inputs: dict) -> bool:
+    """Whether any video has more than one frame."""
+    return inputs.get("pixel_values_videos") is not None and bool((inputs["video_grid_thw"][:, 0] > 1).any())
 
 
 def followed_by_label(labels: torch.Tensor) -> torch.Tensor:
