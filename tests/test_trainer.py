@@ -132,6 +132,13 @@ def test_what_a_picture_or_text_leaves_alone_has_gradients_of_zero_in_step(numbe
         assert torch.equal(parameter.grad, torch.zeros_like(parameter) if name in unused else expected), name
 
 
+def test_alone_a_picture_leaves_what_it_does_not_need_without_gradients():
+    model = tiny_model().train()
+    keep_in_step(model, alone=True)
+    model(**collate([make_examples()[2]])).loss.backward()
+    assert any(parameter.grad is None for parameter in model.model.vision_tower.parameters())
+
+
 def test_what_deepspeed_has_taken_apart_is_left_alone(monkeypatch):
     monkeypatch.setattr("video_panda_hf.training.trainer.is_deepspeed_zero3_enabled", lambda: True)
     model = tiny_model().train()

@@ -69,7 +69,7 @@ class VideoPandaTrainer(Trainer):
             )
         freeze_parts(model, args)
         if args.world_size > 1 or not args.train_language:
-            keep_in_step(base_model(model))
+            keep_in_step(base_model(model), alone=args.world_size == 1)
         super().__init__(model, args, *positional, **keywords)
         if self.args.n_gpu > 1:
             raise ValueError(
@@ -366,18 +366,19 @@ def freeze_parts(model: nn.Module, args: VideoPandaTrainingArguments) -> None:
         tower.register_forward_pre_hook(lambda tower, _: tower.eval() and None)
 
 
-def keep_in_step(model: nn.Module) -> None:
+def keep_in_step(model: nn.Module, alone: bool = False) -> None:
     """
     Gives STAB and projector gradients of zero, where a part of a batch gives them none: that has no video, or nothing
     but pictures, which leave alone what looks across time.
 
-    Processes exchange the gradients that they have: FSDP fails, and DDP may wait for ever, where one has fewer. And
-    where the language model is frozen, nothing else has any.
+    Processes exchange the gradients that they have: FSDP fails, and DDP may wait for ever, where one has fewer. One
+    that is `alone` needs this for text only, where nothing else may have any: the language model may be frozen.
     """
 
     def touch(model, _, inputs: dict, outputs):
+        lacks_some = inputs.get("pixel_values_videos") is None if alone else not has_moving_video(inputs)
         # ZeRO-3 has taken the parameters apart here; `compute_loss` sees to it that all processes need the same.
-        if model.training and not has_moving_video(inputs) and not is_deepspeed_zero3_enabled():
+        if model.training and lacks_some and not is_deepspeed_zero3_enabled():
             unused = [*model.vision_tower.parameters(), *model.multi_modal_projector.parameters()]
             zero = sum(parameter.sum() for parameter in unused if parameter.requires_grad) * 0.0
             outputs["last_hidden_state"] = outputs["last_hidden_state"] + zero
