@@ -109,6 +109,12 @@ def check_limit(video: str, what: str, found: float, limit: float | None, name: 
         )
 
 
+def check_picture_size(video: str, height: int, width: int, limits: DecodeLimits) -> None:
+    """Raises `VideoLimitError` for a picture of more pixels than `limits` allow."""
+    check_limit(video, "its longer side in pixels", max(height, width), limits.max_side, "max_side")
+    check_limit(video, "its number of pixels", height * width, limits.max_pixels, "max_pixels")
+
+
 @contextmanager
 def errors_of(video: str):
     """Translates what PyAV and the operating system raise inside into the `VideoDecodeError` family."""

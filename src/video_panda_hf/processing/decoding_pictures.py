@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .decoding_errors import Budget, CorruptVideoError, DecodeLimits, VideoDecodeError, check_limit, errors_of
+from .decoding_errors import Budget, CorruptVideoError, DecodeLimits, VideoDecodeError, check_picture_size, errors_of
 from .decoding_readers import open_reader
 from .decoding_source import VideoSource, as_file, describe, open_source
 
@@ -41,14 +41,7 @@ def decode_picture(source: VideoSource, limits: DecodeLimits | None = None) -> n
             return None
         if picture.format in ("PNG", "WEBP") and picture.is_animated:
             return None
-        check_limit(budget.video, "its longer side in pixels", max(picture.size), budget.limits.max_side, "max_side")
-        check_limit(
-            budget.video,
-            "its number of pixels",
-            picture.width * picture.height,
-            budget.limits.max_pixels,
-            "max_pixels",
-        )
+        check_picture_size(budget.video, picture.height, picture.width, budget.limits)
         is_jpeg = picture.format == "JPEG"
         try:
             pixels = eight_bits(ImageOps.exif_transpose(picture))

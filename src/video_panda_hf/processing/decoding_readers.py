@@ -20,7 +20,7 @@ from .decoding_errors import (
     CorruptVideoError,
     NotAVideoError,
     VideoDecodeWarning,
-    check_limit,
+    check_picture_size,
     errors_of,
 )
 from .decoding_groups import WORTH_A_SEEK, GroupDecoder, PacketDecoder, Run, decoding_threads, prepare_decoder
@@ -77,9 +77,7 @@ class FrameReader:
         self.damage: str | None = None
 
     def _set_size(self, height: int, width: int) -> None:
-        limits = self.budget.limits
-        check_limit(self.video, "its longer side in pixels", max(height, width), limits.max_side, "max_side")
-        check_limit(self.video, "its number of pixels", height * width, limits.max_pixels, "max_pixels")
+        check_picture_size(self.video, height, width, self.budget.limits)
         self.size = height, width
 
     def _check_end(self, container: InputContainer, stream: VideoStream, end: float) -> None:

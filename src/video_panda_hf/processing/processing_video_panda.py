@@ -302,14 +302,15 @@ class VideoPandaProcessor(ProcessorMixin):
 
     def _end_of_answer(self, prompt: str, start: int, end: int) -> int:
         """The answer's end with the special token by which a model learns to stop, if that is what follows."""
-        end_token = re.compile("|".join(map(re.escape, self.tokenizer.all_special_tokens)))
-        last_token = re.compile(f"(?:{end_token.pattern})\\s*$")
-        found = (
-            None
-            if last_token.search(prompt[start:end])
-            else re.compile(f"\\s*(?:{end_token.pattern})").match(prompt, end)
-        )
+        if re.search(rf"{self._special_token}\s*$", prompt[start:end]):
+            return end
+        found = re.compile(rf"\s*{self._special_token}").match(prompt, end)
         return found.end() if found else end
+
+    @property
+    def _special_token(self) -> str:
+        """A pattern of any of the tokenizer's."""
+        return "(?:" + "|".join(map(re.escape, self.tokenizer.all_special_tokens)) + ")"
 
     def _spans_by_marks(self, conversation, render) -> list[tuple[int, int]]:
         """Renders the conversation with a mark for every answer: what stands between the marks is the template's own.
@@ -317,7 +318,7 @@ class VideoPandaProcessor(ProcessorMixin):
         answers = [content_text(message) for message in conversation if message["role"] == "assistant"]
         marked = [{**m, "content": ANSWER_MARK} if m["role"] == "assistant" else m for m in conversation]
         between = render(marked).split(ANSWER_MARK)
-        end_token = re.compile(r"\s*(?:" + "|".join(map(re.escape, self.tokenizer.all_special_tokens)) + ")")
+        end_token = re.compile(rf"\s*{self._special_token}")
         prompt = render(conversation)
         ends = [end_token.match(after) for after in between[1:]]
         for texts in (answers, [answer.strip() for answer in answers]):

@@ -194,10 +194,14 @@ class VideoPandaTrainer(Trainer):
 
     # Data and logs
 
+    def is_grouped(self, dataset) -> bool:
+        """Whether to tell the lengths by the messages, which `Trainer` cannot."""
+        grouped = self.args.train_sampling_strategy == "group_by_length" and hasattr(dataset, "__len__")
+        return grouped and len(dataset) > 0 and "messages" in dataset[0]
+
     def _get_train_sampler(self, train_dataset=None):
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
-        grouped = self.args.train_sampling_strategy == "group_by_length" and hasattr(train_dataset, "__len__")
-        if not grouped or "messages" not in train_dataset[0]:
+        if not self.is_grouped(train_dataset):
             return super()._get_train_sampler(train_dataset)
         return EpochwiseGroupedSampler(
             self.args.train_batch_size * self.args.gradient_accumulation_steps,
@@ -207,8 +211,7 @@ class VideoPandaTrainer(Trainer):
         )
 
     def _get_eval_sampler(self, eval_dataset):
-        grouped = self.args.train_sampling_strategy == "group_by_length" and hasattr(eval_dataset, "__len__")
-        if not grouped or not len(eval_dataset) or "messages" not in eval_dataset[0]:
+        if not self.is_grouped(eval_dataset):
             return super()._get_eval_sampler(eval_dataset)
         return SequentialSampler(eval_dataset) if self.args.world_size == 1 else None  # as without grouping
 
