@@ -154,7 +154,7 @@ class VideoPandaConfig(SavedWithCode, PreTrainedConfig):
     """
 
     model_type = "video_panda"
-    keys_to_ignore_at_inference = ["past_key_values", "video_hidden_states"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "video_hidden_states", "video_outputs"]
     sub_configs = {"text_config": AutoConfig, "vision_config": VideoPandaVisionConfig}
     classes_by_auto_class = {
         "AutoConfig": "configuration_video_panda.VideoPandaConfig",

@@ -3,16 +3,15 @@
 `VideoPandaForConditionalGeneration` is what answers questions. Its forward is features → scatter → language model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationMixin
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GenerationMixin
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache
 from transformers.generation import LogitsProcessorList, SuppressTokensLogitsProcessor
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple, torch_compilable_check
 
 from .configuration_video_panda import VideoPandaConfig, VideoPandaVisionConfig
@@ -20,33 +19,51 @@ from .hub_video_panda import ModelFacts, files_of, upload
 from .modeling_video_panda_vision import VideoPandaPreTrainedModel, VideoPandaVisionModel
 
 
+# transformers renames fields of its outputs between releases: `past_key_values` became `cache` in 5.24. So the classes
+# below inherit the installed release's fields, and the language model's cache passes through `**kwargs`.
+
+
 @dataclass
 class VideoPandaModelOutputWithPast(BaseModelOutputWithPast):
     r"""
+    The language model's output and, beside it:
+
     video_hidden_states (`torch.FloatTensor` of shape `(tokens of all videos, text hidden size)`, *optional*):
         The projected tokens that stand at the placeholders.
+    video_outputs (`BaseModelOutputWithPooling`, *optional*):
+        The same as `pooler_output`: one tensor `(tokens, text hidden size)` per video.
     """
 
     video_hidden_states: torch.FloatTensor | None = None
+    video_outputs: BaseModelOutputWithPooling | None = None
+
+    @property
+    def image_outputs(self) -> BaseModelOutputWithPooling | None:
+        """Transformers' name for what pictures gave. Here a picture is a video of one frame."""
+        return self.video_outputs
 
 
 @dataclass
-class VideoPandaCausalLMOutputWithPast(ModelOutput):
+class VideoPandaCausalLMOutputWithPast(CausalLMOutputWithPast):
     r"""
-    loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
-        Cross entropy of the next token, where `labels` were given.
-    logits (`torch.FloatTensor` of shape `(batch, sequence, vocabulary)`):
-        Scores of the LM head.
+    A causal LM's output (`loss`, `logits`, cache, `hidden_states`, `attentions`) and, beside it:
+
     video_hidden_states (`torch.FloatTensor` of shape `(tokens of all videos, text hidden size)`, *optional*):
         The projected tokens that stand at the placeholders.
+    video_outputs (`BaseModelOutputWithPooling`, *optional*):
+        The same as `pooler_output`: one tensor `(tokens, text hidden size)` per video.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor] | None = None
-    attentions: tuple[torch.FloatTensor] | None = None
     video_hidden_states: torch.FloatTensor | None = None
+    video_outputs: BaseModelOutputWithPooling | None = None
+
+    image_outputs = VideoPandaModelOutputWithPast.image_outputs
+
+
+def shared_entries(outputs: dict, output_class: type) -> dict:
+    """The entries of a model's output that `output_class` has a field for."""
+    names = {field.name for field in fields(output_class)}
+    return {name: value for name, value in outputs.items() if name in names}
 
 
 class VideoPandaProjector(nn.Module):
@@ -68,7 +85,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
 
     def __init__(self, config: VideoPandaConfig):
         super().__init__(config)
-        self.vision_tower = VideoPandaVisionModel._from_config(config.vision_config)
+        self.vision_tower = VideoPandaVisionModel(config.vision_config)
         self.multi_modal_projector = VideoPandaProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         if getattr(config, "quantization_config", None) is not None:
@@ -139,11 +156,9 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         pixel_values_videos: torch.FloatTensor | None = None,
         video_grid_thw: torch.LongTensor | None = None,
-        use_cache: bool | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs,
     ) -> VideoPandaModelOutputWithPast:
@@ -153,6 +168,9 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
                 The videos, see [`~VideoPandaModel.get_video_features`].
             mm_encoder_outputs (`dict`, *optional*):
                 `{"video": ...}`: what `get_video_features` returned, in place of the videos.
+            kwargs:
+                What the language model takes: its cache (`cache`, before transformers 5.24 `past_key_values`),
+                `use_cache`, `output_attentions`, …
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of `input_ids` or `inputs_embeds`.")
@@ -165,8 +183,9 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
                 raise ValueError("`pixel_values_videos` need `video_grid_thw`: frames, rows, columns of each video.")
             encoded = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
 
-        video_features = None
+        video_features = video_outputs = None
         if encoded is not None:
+            video_outputs = BaseModelOutputWithPooling(pooler_output=tuple(encoded.pooler_output))
             video_features = torch.cat(list(encoded.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, video_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, video_features)
@@ -174,18 +193,14 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
             return_dict=True,
             **kwargs,
         )
         return VideoPandaModelOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            **shared_entries(outputs, VideoPandaModelOutputWithPast),
             video_hidden_states=video_features,
+            video_outputs=video_outputs,
         )
 
 
@@ -246,11 +261,10 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         with torch.device("meta"):  # the LM exists already: build only the frame it is hung into
             model = cls(config)
         head = text_model.get_output_embeddings()
-        vision_tower = VideoPandaVisionModel._from_config(config.vision_config, dtype=text_model.dtype)
-        projector = VideoPandaProjector(config).to(text_model.dtype)
+        projector = VideoPandaProjector(config)
         projector.apply(model._init_weights)
-        model.model.vision_tower = vision_tower.to(head.weight.device)
-        model.model.multi_modal_projector = projector.to(head.weight.device)
+        model.model.vision_tower = VideoPandaVisionModel(config.vision_config).to(head.weight.device, text_model.dtype)
+        model.model.multi_modal_projector = projector.to(head.weight.device, text_model.dtype)
         model.model.language_model = text_model.base_model
         model.lm_head = head
         check_same_logits(text_model, model)
@@ -299,12 +313,10 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         pixel_values_videos: torch.FloatTensor | None = None,
         video_grid_thw: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
-        use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs,
@@ -343,11 +355,9 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             pixel_values_videos=pixel_values_videos,
             video_grid_thw=video_grid_thw,
-            use_cache=use_cache,
             mm_encoder_outputs=mm_encoder_outputs,
             return_dict=True,
             **kwargs,
@@ -366,33 +376,41 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
         return VideoPandaCausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            video_hidden_states=outputs.video_hidden_states,
+            loss=loss, logits=logits, **shared_entries(outputs, VideoPandaCausalLMOutputWithPast)
         )
 
-    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
-        """The videos go in with the prompt; afterwards the cache holds them."""
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for key in ("pixel_values_videos", "video_grid_thw", "mm_encoder_outputs"):
-                model_inputs[key] = None
-        return model_inputs
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        **kwargs,
+    ):
+        r"""
+        `GenerationMixin.generate`, for prompts with videos.
 
-    def _prefill(self, input_ids, generation_config, model_kwargs, *positional, **keywords):
-        encoded = (model_kwargs.get("mm_encoder_outputs") or {}).get("video")
-        has_video = encoded is not None or model_kwargs.get("pixel_values_videos") is not None
-        if generation_config.prefill_chunk_size is not None and has_video:
+        `<video>` and `<row>` stand for pixels and are never generated, whatever the settings.
+
+        Args:
+            inputs, generation_config, logits_processor, kwargs:
+                As in [`~transformers.GenerationMixin.generate`], and the inputs that the processor returns.
+
+        Raises:
+            ValueError: for a `prefill_chunk_size` with videos, which would cut a video's tokens apart.
+        """
+        has_video = any(kwargs.get(name) is not None for name in ("pixel_values_videos", "mm_encoder_outputs"))
+        configs = [config for config in (generation_config, self.generation_config) if config is not None]
+        chunk_size = kwargs.get("prefill_chunk_size", getattr(configs[0], "prefill_chunk_size", None))
+        if chunk_size is not None and has_video:
             raise ValueError(
-                f"prefill_chunk_size = {generation_config.prefill_chunk_size}: a prompt with videos goes in as a "
-                "whole, for shared code does not count `<row>` among their tokens. Leave it at None."
+                f"prefill_chunk_size = {chunk_size}: a prompt with videos goes in whole, because transformers does "
+                "not count `<row>` among their tokens. Leave it at None."
             )
-        return super()._prefill(input_ids, generation_config, model_kwargs, *positional, **keywords)
+        placeholders = PlaceholdersLogitsProcessor(
+            [self.config.video_token_id, self.config.row_token_id], device=self.device
+        )
+        logits_processor = LogitsProcessorList([placeholders, *(logits_processor or [])])
+        return super().generate(inputs, generation_config, logits_processor, **kwargs)
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
         """
@@ -425,13 +443,14 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             model_kwargs["mm_encoder_outputs"] = {"video": encoded}
         return input_ids, model_kwargs
 
-    def _get_logits_processor(self, *args, **kwargs) -> LogitsProcessorList:
-        """`<video>` and `<row>` stand for pixels: no generation mode and no setting may produce them."""
-        processors = super()._get_logits_processor(*args, **kwargs)
-        placeholders = [self.config.video_token_id, self.config.row_token_id]
-        # First of all, so that no filter (top-k, top-p) can be left with placeholders only.
-        processors.insert(0, SuppressTokensLogitsProcessor(placeholders, device=self.device))
-        return processors
+
+class PlaceholdersLogitsProcessor(SuppressTokensLogitsProcessor):
+    """
+    Keeps `<video>` and `<row>` from being generated.
+
+    A class of its own, because transformers keeps only one of two processors of the same class, and a user may give a
+    `SuppressTokensLogitsProcessor`.
+    """
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     # Its parts share index tensors, and a projector between devices would only add copies.
     _no_split_modules = ["VideoPandaVisionModel", "VideoPandaProjector"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True

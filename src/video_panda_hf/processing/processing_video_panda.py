@@ -241,7 +241,7 @@ class VideoPandaProcessor(ProcessorMixin):
         """
         kwargs.pop("load_audio_from_video", None)  # `transformers serve` asks for it always; this model hears nothing
         template = self._chat_template(chat_template)
-        conversation = with_parts_of_videos(conversation, self.video_processor.part_of_video)
+        conversation = with_parts_of_videos(conversation)
         settings = self._processor_settings(kwargs)
         processor_kwargs = {**settings, **(processor_kwargs or {})}
         if template.startswith(FLATTEN_MESSAGES):  # an LLM's own template writes the special tokens itself
@@ -372,14 +372,18 @@ def template_with_videos(template: str | dict | None) -> str | dict:
     return CHAT_TEMPLATE if template is None else FLATTEN_MESSAGES + template
 
 
-def with_parts_of_videos(conversation, part_of_video):
-    """The conversation (or several), every video of which only a part is wanted as one object that knows the part."""
+def with_parts_of_videos(conversation):
+    """
+    Writes every video of which only a part is wanted as `{"type": "video", "video": part}`, in one conversation or
+    several: transformers hands over what is under "video". `part` is a plain dictionary, because transformers 5.24
+    turns dataclasses inside messages into dictionaries.
+    """
     if isinstance(conversation, (list, tuple)):
-        return [with_parts_of_videos(item, part_of_video) for item in conversation]
+        return [with_parts_of_videos(item) for item in conversation]
     if not isinstance(conversation, dict) or not isinstance(conversation.get("content"), (list, tuple)):
         return conversation
     content = [
-        {"type": "video", "video": part_of_video(part)}
+        {"type": "video", "video": {key: value for key, value in part.items() if key != "type"}}
         if isinstance(part, dict) and any(part.get(key) is not None for key in WINDOW_KEYS)
         else part
         for part in conversation["content"]

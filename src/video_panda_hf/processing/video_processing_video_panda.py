@@ -136,9 +136,6 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     def list_videos(self, videos) -> list:
         return list_videos(videos)
 
-    def part_of_video(self, part: Mapping) -> "EncodedVideo":
-        return EncodedVideo.of(part)
-
     def preprocess(self, videos, **kwargs: Unpack[VideoPandaVideoProcessorKwargs]) -> BatchFeature:
         videos = list_videos(videos)
         if not videos:
