@@ -4,6 +4,12 @@ Importing this package registers its classes with the Auto classes, so that `Aut
 `AutoModelForImageTextToText.from_pretrained` load a Video-Panda checkpoint like any other.
 """
 
+from .quiet import quiet_imports
+
+
+with quiet_imports():
+    from transformers import PreTrainedModel  # noqa: F401
+
 from transformers import (
     AutoConfig,
     AutoModel,

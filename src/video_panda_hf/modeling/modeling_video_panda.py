@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass, fields
+from functools import wraps
 from tempfile import TemporaryDirectory
 
 import torch
@@ -411,6 +412,14 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         )
         logits_processor = LogitsProcessorList([placeholders, *(logits_processor or [])])
         return super().generate(inputs, generation_config, logits_processor, **kwargs)
+
+    @wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` reads from the signature what it may hand over
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        # After the prompt the cache holds the videos. transformers 5.16 would hand their features over again.
+        if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
+            model_inputs.pop("mm_encoder_outputs", None)
+        return model_inputs
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
         """

@@ -6,6 +6,8 @@ videos of a batch in one row, whatever their shapes and lengths; which patch is 
 `layout_video_panda.py`, so nothing here waits for the device.
 """
 
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, logging
 
 from .configuration_video_panda import VideoPandaConfig, VideoPandaVisionConfig
 from .layout_video_panda import VideoLayout
@@ -60,9 +62,18 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As `PreTrainedModel`'s; progress bars are shown on a terminal only."""
+        with progress_bars_on_terminals():
+            return super().from_pretrained(*args, **kwargs)
+
     def save_pretrained(self, save_directory, *args, include_code: bool = True, **kwargs):
-        """As `PreTrainedModel`'s; `include_code=False` writes neither the model's code nor an `auto_map`."""
-        with self.config.saving_code(include_code):
+        """
+        As `PreTrainedModel`'s; `include_code=False` writes neither the model's code nor an `auto_map`. Progress bars
+        are shown on a terminal only.
+        """
+        with self.config.saving_code(include_code), progress_bars_on_terminals():
             super().save_pretrained(save_directory, *args, **kwargs)
 
     def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs) -> str:
@@ -99,6 +110,19 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
                 init.normal_(module.row_embedding, std=module.row_embedding.shape[0] ** -0.5)
             if module.lste is not None:  # from here, as LSTE has no weight of its own to be visited for
                 init.zeros_(module.lste.expand.weight)
+
+
+@contextmanager
+def progress_bars_on_terminals():
+    """transformers' progress bars of loading and saving, unless standard error is a file or a pipe."""
+    hidden = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if hidden:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hidden:
+            logging.enable_progress_bar()
 
 
 class VideoPandaVisionModel(VideoPandaPreTrainedModel):
