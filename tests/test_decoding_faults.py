@@ -183,6 +183,15 @@ def test_damage_in_the_middle_is_told_and_can_be_passed_over(name, folder):
     assert [read_number(frame) for frame in before] == [2, 5]
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_damaged_header_of_the_coding_is_told(strict, folder):
+    data = bytearray((folder / "hevc.mp4").read_bytes())
+    begin = data.index(b"hvcC") + 4
+    data[begin + 23 : begin + 60] = b"\xff" * 37  # the parameter sets
+    with pytest.raises(CorruptVideoError, match="header says of the coding"):
+        decode_video(bytes(data), strict=strict)
+
+
 # Things that are no video
 
 
@@ -248,6 +257,16 @@ def test_file_objects_that_cannot_be_read_are_told_apart(folder):
 
 
 # Odd but good
+
+
+@pytest.mark.parametrize("name", ["title.mp4", "title.mkv", "title.avi"])
+def test_metadata_need_not_be_utf8(name, tmp_path):
+    path = VideoSpec(name, "mpeg4", frames=5, title="A title in ASCII").write(tmp_path)
+    data = path.read_bytes()
+    assert data.count(b"A title in ASCII") == 1
+    latin = data.replace(b"A title in ASCII", "Ein Titel, schön".encode("latin-1"))
+    frames, _ = decode_video(latin)
+    assert [read_number(frame) for frame in frames] == [0, 1, 2, 3, 4]
 
 
 def test_one_frame_is_a_video(tmp_path):

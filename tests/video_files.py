@@ -70,6 +70,7 @@ class VideoSpec:
     aspect: Fraction | None = None
     colour: dict[str, int] = field(default_factory=dict)
     interlaced: bool = False
+    title: str | None = None
 
     @property
     def numbers(self) -> list[int]:
@@ -82,6 +83,8 @@ class VideoSpec:
             ordinary_priority(),
             av.open(str(path), "w", format=self.container, options=self.muxing) as container,
         ):
+            if self.title is not None:
+                container.metadata["title"] = self.title
             stream = container.add_stream(self.codec, rate=self.ticks, options=self.options)
             stream.width, stream.height, stream.pix_fmt = self.width, self.height, self.pix_fmt
             stream.codec_context.time_base = Fraction(1, self.ticks)

@@ -10,7 +10,7 @@ import torch
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from .decoding_errors import LENIENT, Budget, CorruptVideoError, DecodeLimits
+from .decoding_errors import LENIENT, Budget, CorruptVideoError
 from .decoding_index import FrameIndex
 from .decoding_source import demux
 
@@ -25,15 +25,26 @@ def decoding_threads() -> int:
 
 
 def prepare_decoder(
-    container: InputContainer, stream: VideoStream, limits: DecodeLimits, strict: bool, threads: int
+    container: InputContainer, stream: VideoStream, budget: Budget, strict: bool, threads: int
 ) -> None:
-    codec = stream.codec_context
+    """Sets up and opens the decoder of `stream`.
+
+    Raises:
+        CorruptVideoError: if the decoder cannot begin with what the file's header says of the coding.
+    """
+    codec, limits = stream.codec_context, budget.limits
     codec.thread_type = "AUTO"
     codec.thread_count = threads
     if strict and container.format.name != "mpegts":  # a broadcast is cut anywhere, which is no damage
         codec.options["err_detect"] = "explode"  # otherwise FFmpeg paints over damage without a word
     if limits.max_pixels is not None:
         codec.options["max_pixels"] = str(limits.max_pixels)
+    try:
+        codec.open()  # here, because after a failure PyAV 19 forgets the codec
+    except av.error.InvalidDataError as error:
+        raise CorruptVideoError(
+            f"{budget.video}: what its header says of the coding is damaged. Replace or repair the file."
+        ) from error
 
 
 class PacketDecoder:

@@ -48,7 +48,7 @@ def open_reader(source: VideoSource, budget: Budget, all_times: bool) -> Iterato
                 reader = WebpReader(closing.enter_context(open_webp(readable, budget.video)), budget)
             else:
                 container, stream = closing.enter_context(open_video(readable, budget))
-                prepare_decoder(container, stream, budget.limits, budget.strict, decoding_threads())
+                prepare_decoder(container, stream, budget, budget.strict, decoding_threads())
                 index = index_frames(container, stream, budget, all_times)
                 if index is None:
                     reader = LinearReader(readable, container, stream, budget)
@@ -212,7 +212,7 @@ class SeekingReader(FrameReader):
 
     def _another_decoder(self, closing: ExitStack, threads: int) -> GroupDecoder:
         container, stream = closing.enter_context(open_video(reopened(self.readable), self.budget))
-        prepare_decoder(container, stream, self.budget.limits, True, threads)
+        prepare_decoder(container, stream, self.budget, True, threads)
         return GroupDecoder(container, stream, self.budget, True, self.index)
 
 
@@ -262,7 +262,7 @@ class LinearReader(FrameReader):
         if not isinstance(self.readable, str):
             self.readable.seek(0)
         with open_video(self.readable, self.budget) as (container, stream):
-            prepare_decoder(container, stream, self.budget.limits, self.strict, decoding_threads())
+            prepare_decoder(container, stream, self.budget, self.strict, decoding_threads())
             for number, frame in enumerate(self._decode_all(container, stream)):
                 if number in wanted:
                     yield number, self.convert(frame)

@@ -42,6 +42,8 @@ CONTAINER_FORMATS = (
 _TS_SYNC_BYTES = (0, 188), (4, 192), (0, 204)  # MPEG-TS: where the first byte "G" of a packet stands, and how often
 _TAIL = 64  # bytes at the end of a file to look at; some writers pad
 _READ_SIZE = 2**18  # bytes that one read of a Python file object asks for
+# Titles and tags that are not UTF-8 must not make a file unreadable. PyAV takes them by itself since version 19.
+_METADATA_OPTIONS = {"metadata_errors": "surrogateescape"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 def describe(source: VideoSource) -> str:
@@ -149,7 +151,7 @@ def open_video(readable: str | BinaryIO, budget: Budget) -> Iterator[tuple[Input
         options["max_pixels"] = str(budget.limits.max_pixels)
     with ExitStack() as closing:
         with errors_of(budget.video):
-            container = av.open(readable, options=options, metadata_errors="replace", buffer_size=_READ_SIZE)
+            container = av.open(readable, options=options, buffer_size=_READ_SIZE, **_METADATA_OPTIONS)
             closing.enter_context(container)
             stream = _video_stream(budget.video, container)
         yield container, stream
