@@ -1,11 +1,12 @@
 """The command line: what a user types first, and what it says when it cannot."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-from video_panda_hf import SHIPPED_CLIPS
+from video_panda_hf import SHIPPED_CLIPS, SHIPPED_MODEL
 from video_panda_hf.cli import main
 
 
@@ -48,6 +49,16 @@ def test_a_folder_that_is_no_checkpoint_is_not_pushed(tmp_path, capsys):
     assert main(["push", str(tmp_path), "ann/panda"]) == 2
     errors = capsys.readouterr().err
     assert "none is not a folder" in errors and "has no config.json" in errors and "Traceback" not in errors
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path):
+    unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    environment = {**os.environ, **unreachable, "HF_TOKEN": "hf_none", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "video_panda_hf.cli", "push", str(SHIPPED_MODEL), "ann/panda"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert done.stderr.startswith("video-panda: the Hugging Face Hub cannot be reached"), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_fps_and_num_frames_exclude_each_other(capsys):

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from .assets import SHIPPED_MODEL
 from .hub import push_folder
-from .modeling.hub_video_panda import HTTPError
+from .modeling.hub_video_panda import HTTP_ERRORS
 from .version import __version__
 
 
@@ -41,9 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    # A bad file, folder, id or option, or no network: the message says which and what to do.
-    except (OSError, ValueError, HTTPError) as error:
+    # A bad file, folder, id or option: the message says which and what to do.
+    except (OSError, ValueError) as error:
         print(f"video-panda: {error}", file=sys.stderr)
+        return 2
+    except HTTP_ERRORS as error:  # the Hub's own answers are an `OSError` too
+        print(f"video-panda: the Hugging Face Hub cannot be reached: {error}. Check the network.", file=sys.stderr)
         return 2
 
 

@@ -5,6 +5,8 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub import (
@@ -22,7 +24,10 @@ from huggingface_hub.utils import filter_repo_objects
 from .configuration_video_panda import VideoPandaConfig
 
 
-HTTPError = HfHubHTTPError.__bases__[0]  # any error of the HTTP library that this huggingface_hub uses
+# What huggingface_hub lets through where a request never reached the Hub: the errors of its HTTP library, which is
+# httpx2 since version 2 and httpx before.
+HTTP_LIBRARIES = [name for name in ("httpx2", "httpx") if find_spec(name) is not None]
+HTTP_ERRORS = (HfHubHTTPError, *(import_module(name).HTTPError for name in HTTP_LIBRARIES))
 CARD = "README.md"
 # What training leaves in its output folder beside the model. Its arguments are a pickle, maybe with a token in it.
 NOT_UPLOADED = ["checkpoint-*/*", "runs/*", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "training_args.*"]
@@ -308,7 +313,7 @@ def license_of(repo_id: str, api: HfApi) -> str | None:
     """The license that a model's card on the Hub names, if it names one and can be seen from here."""
     try:
         data = api.model_info(repo_id).card_data
-    except (HTTPError, OfflineModeIsEnabled):
+    except (*HTTP_ERRORS, OfflineModeIsEnabled):
         return None
     return data.license if data is not None and isinstance(data.license, str) else None
 
