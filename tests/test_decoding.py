@@ -102,6 +102,7 @@ MATRIX = [
     VideoSpec("vp9.mp4", "libvpx-vp9", options=ALT_REF),
     VideoSpec("vp9.ivf", "libvpx-vp9", options=ALT_REF),
     VideoSpec("vp9_odd_size.webm", "libvpx-vp9", options=FAST_VPX, width=97, height=61),
+    VideoSpec("vp9_rotated.mp4", "libvpx-vp9", options=ALT_REF, rotation=90, gop=48),
     VideoSpec("vp9_alpha.webm", "libvpx-vp9", options=FAST_VPX, pix_fmt="yuva420p"),
     VideoSpec("av1.mp4", "libsvtav1", options={"preset": "10"}),
     VideoSpec("av1.webm", "libsvtav1", options={"preset": "10"}),

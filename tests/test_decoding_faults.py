@@ -192,6 +192,33 @@ def test_a_damaged_header_of_the_coding_is_told(strict, folder):
         decode_video(bytes(data), strict=strict)
 
 
+# VP9 with hidden frames, made by FFmpeg (libvpx-vp9, auto-alt-ref) from its test pattern. Its table of key frames was
+# overwritten, so that a seek leads to any packet, and some bytes were changed.
+NOT_ONLY_KEY_FRAMES = Path(__file__).parent / "data" / "vp9_altref_no_stss_damaged.mp4"
+READ_AT_RANDOM = """
+import sys, warnings
+import numpy as np, torch
+from video_panda_hf.processing.decoding import decode_video
+warnings.simplefilter("ignore")
+path = sys.argv[1]
+torch.set_num_threads(1)
+everything, _ = decode_video(path, strict=False)
+torch.set_num_threads(4)
+for seed in range(6):
+    wanted = np.random.default_rng(seed).integers(0, len(everything), 8)
+    frames, _ = decode_video(path, lambda _: wanted, strict=False)
+    assert (frames == everything[wanted]).all(), f"other frames with seed {seed}"
+print("the same frames")
+"""
+
+
+def test_threads_survive_a_seek_to_what_is_no_key_frame():
+    command = [sys.executable, "-c", READ_AT_RANDOM, NOT_ONLY_KEY_FRAMES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-2000:]}"
+    assert done.stdout.endswith("the same frames\n")
+
+
 # Things that are no video
 
 

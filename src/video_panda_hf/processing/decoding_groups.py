@@ -17,6 +17,9 @@ from .decoding_source import demux
 
 MAX_THREADS = 8  # more gain little, and each holds a frame
 WORTH_A_SEEK = 8  # packets to be skipped for a seek to be cheaper than decoding on
+# With frame threads these decoders keep references over a flush, and a seek is one. What is decoded next may refer to
+# pictures from elsewhere, or to none at all, which ends the process.
+_NOT_TO_BE_FLUSHED = {"vp9"}
 
 
 def decoding_threads() -> int:
@@ -32,13 +35,18 @@ def prepare_decoder(
     Raises:
         CorruptVideoError: if the decoder cannot begin with what the file's header says of the coding.
     """
-    codec, limits = stream.codec_context, budget.limits
-    codec.thread_type = "AUTO"
-    codec.thread_count = threads
+    codec = stream.codec_context
+    _open_codec(codec, "SLICE" if codec.name in _NOT_TO_BE_FLUSHED else "AUTO", threads, container, budget, strict)
+
+
+def _open_codec(
+    codec: av.CodecContext, thread_type: str, threads: int, container: InputContainer, budget: Budget, strict: bool
+) -> None:
+    codec.thread_type, codec.thread_count = thread_type, threads
     if strict and container.format.name != "mpegts":  # a broadcast is cut anywhere, which is no damage
         codec.options["err_detect"] = "explode"  # otherwise FFmpeg paints over damage without a word
-    if limits.max_pixels is not None:
-        codec.options["max_pixels"] = str(limits.max_pixels)
+    if budget.limits.max_pixels is not None:
+        codec.options["max_pixels"] = str(budget.limits.max_pixels)
     try:
         codec.open()  # here, because after a failure PyAV 19 forgets the codec
     except av.error.InvalidDataError as error:
@@ -52,6 +60,7 @@ class PacketDecoder:
 
     def __init__(self, stream: VideoStream, budget: Budget, strict: bool):
         self.stream, self.budget, self.strict = stream, budget, strict
+        self.codec = stream.codec_context
         self.damage: str | None = None
 
     def feed(self, packet: av.Packet | None) -> list[av.VideoFrame]:
@@ -62,7 +71,7 @@ class PacketDecoder:
         """
         self.budget.spend()
         try:
-            return self.stream.codec_context.decode(packet)
+            return self.codec.decode(packet)
         except av.error.EOFError:  # already drained
             return []
         except av.error.InvalidDataError as error:
@@ -90,7 +99,14 @@ class Run:
 class GroupDecoder(PacketDecoder):
     """Decodes chosen frames of one opened container by seeking.
 
-    Several may share an index, each with a container of its own, if `runs` is called on one of them only."""
+    Several may share an index, each with a container of its own, if `runs` is called on one of them only.
+
+    Attributes:
+        new_codecs: whether a long run may have a new decoder, where that allows frame threads. Its frames do not carry
+            the display matrix of the container.
+    """
+
+    new_codecs: bool = False
 
     def __init__(
         self, container: InputContainer, stream: VideoStream, budget: Budget, strict: bool, index: FrameIndex
@@ -142,6 +158,7 @@ class GroupDecoder(PacketDecoder):
             CorruptVideoError: if `strict` and a packet that matters is damaged."""
         first, harmless = (self.index.keys[group] for group in (run.start, run.own_start))
         key_time, wanted = self.index.pts[first], dict(run.wanted)
+        self.codec = self._codec_for(run.last - first)
         packets = zip(range(first, run.last + 1), self._from(run.start), strict=False)
         for place, packet in itertools.chain(packets, [(run.last + 1, None)]):
             if packet is not None and packet.pts < key_time:  # refers to what is not decoded
@@ -156,11 +173,21 @@ class GroupDecoder(PacketDecoder):
                 if frame.pts in wanted and not (self.strict and frame.is_corrupt):
                     yield wanted.pop(frame.pts), frame
 
+    def _codec_for(self, packets: int) -> av.CodecContext:
+        own = self.stream.codec_context
+        is_worth_it = packets >= WORTH_A_SEEK and own.thread_count > 1
+        if own.name not in _NOT_TO_BE_FLUSHED or not self.new_codecs or not is_worth_it:
+            return own
+        codec = av.CodecContext.create(own.name, "r")
+        codec.extradata = own.extradata
+        _open_codec(codec, "FRAME", own.thread_count, self.container, self.budget, self.strict)
+        return codec
+
     def _feed_for(self, wanted: dict[int, int], packet: av.Packet | None) -> list[av.VideoFrame]:
         """`feed`, but frames that are neither wanted nor referred to by others are not decoded."""
         skip = "DEFAULT" if packet is None or packet.pts in wanted else "NONREF"
-        if self.stream.codec_context.skip_frame != skip:
-            self.stream.codec_context.skip_frame = skip
+        if self.codec.skip_frame != skip:
+            self.codec.skip_frame = skip
         return self.feed(packet)
 
     def _read_times(self, group: int) -> None:

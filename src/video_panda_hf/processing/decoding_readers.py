@@ -145,6 +145,7 @@ class SeekingReader(FrameReader):
         self.convert = PictureConverter.of(frame, self.stream.sample_aspect_ratio)
         self._set_size(*self.convert.size)
         self.first_picture = number, self.convert(frame)
+        self.decoder.new_codecs = True  # the display matrix is known from now on
 
     def _find_first_frame(self) -> tuple[int, av.VideoFrame]:
         """(number, frame) of the first frame; if `strict` is off, of the first that is left."""
@@ -213,7 +214,9 @@ class SeekingReader(FrameReader):
     def _another_decoder(self, closing: ExitStack, threads: int) -> GroupDecoder:
         container, stream = closing.enter_context(open_video(reopened(self.readable), self.budget))
         prepare_decoder(container, stream, self.budget, True, threads)
-        return GroupDecoder(container, stream, self.budget, True, self.index)
+        decoder = GroupDecoder(container, stream, self.budget, True, self.index)
+        decoder.new_codecs = True
+        return decoder
 
 
 class LinearReader(FrameReader):
