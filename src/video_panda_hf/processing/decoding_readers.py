@@ -51,7 +51,8 @@ def open_reader(source: VideoSource, budget: Budget, all_times: bool) -> Iterato
                 prepare_decoder(container, stream, budget, budget.strict, decoding_threads())
                 index = index_frames(container, stream, budget, all_times)
                 if index is None:
-                    reader = LinearReader(readable, container, stream, budget)
+                    closing.close()
+                    reader = LinearReader(readable, budget)
                 else:
                     reader = SeekingReader(readable, GroupDecoder(container, stream, budget, budget.strict, index))
         yield reader
@@ -220,18 +221,19 @@ class SeekingReader(FrameReader):
 
 
 class LinearReader(FrameReader):
-    """Decodes from start to end: once to count the frames and, if they are too many to keep, again to take some."""
+    """Decodes from start to end: once to count the frames and, if they are too many to keep, again to take some.
 
-    def __init__(
-        self,
-        readable: str | BinaryIO,
-        container: InputContainer,
-        stream: VideoStream,
-        budget: Budget,
-    ):
+    It opens the video anew each time: the search for an index may have read any part of it.
+    """
+
+    def __init__(self, readable: str | BinaryIO, budget: Budget):
         super().__init__(budget)
         self.readable = readable
         self.kept: list[av.VideoFrame] | None = []
+        with self._opened() as (container, stream):
+            self._count_frames(container, stream)
+
+    def _count_frames(self, container: InputContainer, stream: VideoStream) -> None:
         pts = []
         for frame in self._decode_all(container, stream):
             if not pts:
@@ -262,15 +264,20 @@ class LinearReader(FrameReader):
             yield from ((number, self.convert(self.kept[number])) for number in numbers)
             return
         wanted = set(numbers)
-        if not isinstance(self.readable, str):
-            self.readable.seek(0)
-        with open_video(self.readable, self.budget) as (container, stream):
-            prepare_decoder(container, stream, self.budget, self.strict, decoding_threads())
+        with self._opened() as (container, stream):
             for number, frame in enumerate(self._decode_all(container, stream)):
                 if number in wanted:
                     yield number, self.convert(frame)
                 if number >= numbers[-1]:
                     break
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
+        if not isinstance(self.readable, str):
+            self.readable.seek(0)
+        with open_video(self.readable, self.budget) as (container, stream):
+            prepare_decoder(container, stream, self.budget, self.strict, decoding_threads())
+            yield container, stream
 
     def _decode_all(self, container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
         decoder = PacketDecoder(stream, self.budget, self.strict)
