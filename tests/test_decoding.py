@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image, ImageOps
 from torch.utils.data import DataLoader
 
 from video_files import VideoSpec, draw_number, read_number
@@ -53,6 +54,7 @@ MATRIX = [
     # H.264: times
     VideoSpec("variable_rate.mp4", "libx264", options=x264(), ticks=1000, times=uneven),
     VideoSpec("variable_rate.mkv", "libx264", options=x264(), ticks=1000, times=uneven),
+    VideoSpec("times_rounded_to_one.mkv", "libx264", options=x264(), ticks=2000),
     VideoSpec("late_start.mp4", "libx264", options=x264(), times=lambda n: n + 500),
     VideoSpec("late_start.mkv", "libx264", options=x264(), times=lambda n: n + 500),
     VideoSpec("late_start.ts", "libx264", options=x264(), times=lambda n: n + 500),
@@ -250,6 +252,58 @@ def test_a_path_that_looks_like_a_pattern_or_a_protocol_is_a_path(made, tmp_path
         assert decode_video(name)[1].total_num_frames == 48
 
 
+def remux(source: Path, path: Path, change) -> Path:
+    """The packets of `source` after `change(packets)`, which may give them other times, in another container."""
+    with av.open(str(source)) as container, av.open(str(path), "w") as copy:
+        stream = container.streams.video[0]
+        to = copy.add_stream_from_template(stream)
+        for packet in change([packet for packet in container.demux(stream) if packet.size]):
+            packet.stream = to
+            copy.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("name", ["in.mkv", "in.mov", "in.mp4"])
+def test_an_index_that_ends_midway_does_not_cost_the_frames_before(name, made, tmp_path):
+    """As of Xvid, whose packets of a few bytes say that there is no picture: only decoding tells the frames then."""
+
+    def with_an_empty_picture(packets):
+        empty = av.Packet(b"\0\0\1\xb6\x50\0\0")  # a VOP that is not coded
+        for number, packet in enumerate(packets):
+            packet.pts = packet.dts if packet.pts is None else packet.pts
+            if number == 20:
+                empty.time_base, empty.pts, empty.dts = packet.time_base, packet.pts, packet.dts
+            later = int(number >= 20)
+            packet.pts, packet.dts = packet.pts + later, packet.dts + later
+        return [*packets[:20], empty, *packets[20:]]
+
+    path = remux(made("mpeg4_no_b_frames.avi"), tmp_path / name, with_an_empty_picture)
+    expected = [read_number(frame) for frame in frames_from_start_to_end(path)]
+    assert len(expected) >= 48
+    for source in (path, path.read_bytes()):
+        assert [read_number(frame) for frame in decode_video(source)[0]] == expected
+
+
+@pytest.mark.parametrize("name", ["h264.ts", "h264.mkv"])
+def test_a_time_that_occurs_twice_does_not_cost_the_frames(name, made, tmp_path):
+    def one_time_twice(packets):
+        packets[20].pts = packets[19].pts
+        return packets
+
+    path = remux(made(name), tmp_path / name, one_time_twice)
+    expected = [read_number(frame) for frame in frames_from_start_to_end(path)]
+    assert len(expected) == 48
+    assert [read_number(frame) for frame in decode_video(path)[0]] == expected
+
+
+@pytest.mark.parametrize("name", ["h264.ts", "hevc.ts", "mpeg2.ts", "h264.mkv"])
+def test_the_same_recording_twice_in_a_row_has_the_frames_of_both(name, made):
+    data = made(name).read_bytes()
+    frames, metadata = decode_video(data + data)
+    assert [read_number(frame) for frame in frames] == [*range(48), *range(48)]
+    assert metadata.total_num_frames == 96
+
+
 @pytest.mark.parametrize("packets_lost", [0, 5])
 @pytest.mark.parametrize("name", ["open_gop.ts", "hevc.ts", "mpeg2.ts", "hevc_open_gop.mp4", "mpeg2.mkv"])
 def test_a_recording_that_begins_in_the_middle_has_the_frames_a_player_shows(name, packets_lost, made, tmp_path):
@@ -404,6 +458,27 @@ def test_colours_follow_the_matrix_and_range_that_the_file_names(matrix, red, bl
         container.mux([*stream.encode(av.VideoFrame.from_ndarray(yuv, format="yuv444p")), *stream.encode(None)])
     frames, _ = decode_video(path)
     assert np.abs(frames[0].astype(int) - picture).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 5, 6, 7])
+@pytest.mark.parametrize("name", ["exif.avi", "exif.mov", "exif.mkv"])
+def test_motion_jpeg_with_exif_is_upright(name, orientation, tmp_path):
+    exif, pictures = Image.Exif(), []
+    exif[ExifTags.Base.Orientation] = orientation
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p"
+        for number in range(5):
+            file = io.BytesIO()
+            Image.fromarray(draw_number(number)).save(file, "JPEG", exif=exif)
+            pictures.append(np.asarray(ImageOps.exif_transpose(Image.open(file))))
+            packet = av.Packet(file.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, number, number, True
+            packet.time_base = Fraction(1, 25)
+            container.mux(packet)
+    frames, _ = decode_video(tmp_path / name)
+    assert frames.shape == (5, *pictures[0].shape)
+    assert np.abs(frames.astype(int) - pictures).mean() < 3
 
 
 def test_limits_are_told_by_name(made):

@@ -14,6 +14,17 @@ _BT709, _FCC, _BT601, _SMPTE240M, _BT2020 = 1, 4, 5, 7, 9
 _MATRICES = {1: _BT709, 4: _FCC, 5: _BT601, 6: _BT601, 7: _SMPTE240M, 9: _BT2020, 10: _BT2020}
 
 
+def _unnamed(cls: type[SideDataType], value: int) -> SideDataType:
+    member = object.__new__(cls)
+    member._name_, member._value_ = f"UNNAMED_{value}", value
+    return member
+
+
+if not hasattr(SideDataType, "EXIF"):
+    # Before version 19 PyAV cannot tell any side data of a frame if it has no name for one of them, as for EXIF.
+    SideDataType._missing_ = classmethod(_unnamed)
+
+
 @dataclass
 class PictureConverter:
     """Turns the frames of one video into RGB pictures of one size.
