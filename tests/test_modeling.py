@@ -22,6 +22,9 @@ from video_panda_hf import (
 from video_panda_hf.modeling.layout_video_panda import VideoLayout, lay_out
 
 
+needs_newer_torch = pytest.mark.skipif(
+    torch.__version__ < (2, 7), reason="torch 2.6 cannot compile the language models of transformers either"
+)
 COMPANY = [[(8, 8, 8)], [(4, 4, 8), (1, 6, 4)], [], [(1, 8, 2)], [(16, 2, 6)]]
 
 
@@ -153,6 +156,10 @@ class TestGeneration:
         for chunk in (1, 64):
             with pytest.raises(ValueError, match=f"prefill_chunk_size = {chunk}"):
                 tiny_model().generate(**tiny_batch([[(4, 4, 8)]]), max_new_tokens=2, prefill_chunk_size=chunk)
+        model = tiny_model()
+        model.generation_config.prefill_chunk_size = 64  # which a given configuration leaves as it is
+        with pytest.raises(ValueError, match="prefill_chunk_size = 64"):
+            model.generate(**tiny_batch([[(4, 4, 8)]]), generation_config=GenerationConfig(max_new_tokens=2))
         text = tiny_batch([[]])
         answers = [
             tiny_model().generate(**text, max_new_tokens=4, do_sample=False, prefill_chunk_size=n) for n in (None, 1)
@@ -246,6 +253,16 @@ class TestLoading:
         there = batch["attention_mask"].bool()
         torch.testing.assert_close(loaded(**batch).logits[there], model(**batch).logits[there], atol=1e-4, rtol=0)
 
+    @needs_newer_torch
+    @torch.no_grad()
+    def test_without_videos_it_compiles_as_one_graph(self):
+        """`generate` asks for it where the cache is static."""
+        torch.compiler.reset()
+        model, prompt = tiny_model(), torch.tensor([[5, 6, 7]])
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(prompt).logits, model(prompt).logits, atol=1e-5, rtol=0)
+
+    @needs_newer_torch
     @torch.no_grad()
     def test_compiled_it_computes_the_same(self):
         model, batch = tiny_model(), tiny_batch([[(4, 4, 8)], []])

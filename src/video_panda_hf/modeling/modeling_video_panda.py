@@ -4,7 +4,6 @@
 """
 
 from dataclasses import dataclass, fields
-from functools import wraps
 from tempfile import TemporaryDirectory
 
 import torch
@@ -61,10 +60,9 @@ class VideoPandaCausalLMOutputWithPast(CausalLMOutputWithPast):
     image_outputs = VideoPandaModelOutputWithPast.image_outputs
 
 
-def shared_entries(outputs: dict, output_class: type) -> dict:
-    """The entries of a model's output that `output_class` has a field for."""
-    names = {field.name for field in fields(output_class)}
-    return {name: value for name, value in outputs.items() if name in names}
+# Listed once: `torch.compile(fullgraph=True)` cannot call `fields`.
+MODEL_FIELDS = frozenset(field.name for field in fields(VideoPandaModelOutputWithPast))
+CAUSAL_LM_FIELDS = frozenset(field.name for field in fields(VideoPandaCausalLMOutputWithPast))
 
 
 class VideoPandaProjector(nn.Module):
@@ -133,13 +131,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         Raises:
             ValueError: if they are not as many as the features.
         """
-        placeholders = (self.config.video_token_id, self.config.row_token_id)
-        if input_ids is None:
-            embed = self.get_input_embeddings()
-            ids = torch.tensor(placeholders).to(inputs_embeds.device, non_blocking=True)
-            mask = (inputs_embeds[..., None, :] == embed(ids)).all(-1).any(-1)
-        else:
-            mask = (input_ids == placeholders[0]) | (input_ids == placeholders[1])
+        mask = self.find_placeholders(input_ids, inputs_embeds)
         count = mask.sum()
         torch_compilable_check(
             count == video_features.shape[0],
@@ -151,6 +143,14 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         )
         return mask[..., None]
 
+    def find_placeholders(self, input_ids, inputs_embeds=None) -> torch.BoolTensor:
+        """Where `<video>` and `<row>` stand, as a mask (batch, sequence); by the embeddings if there are no ids."""
+        placeholders = (self.config.video_token_id, self.config.row_token_id)
+        if input_ids is not None:
+            return (input_ids == placeholders[0]) | (input_ids == placeholders[1])
+        ids = torch.tensor(placeholders).to(inputs_embeds.device, non_blocking=True)
+        return (inputs_embeds[..., None, :] == self.get_input_embeddings()(ids)).all(-1).any(-1)
+
     @can_return_tuple
     def forward(
         self,
@@ -161,6 +161,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         pixel_values_videos: torch.FloatTensor | None = None,
         video_grid_thw: torch.LongTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        input_features: torch.FloatTensor | None = None,
         **kwargs,
     ) -> VideoPandaModelOutputWithPast:
         r"""
@@ -169,6 +170,9 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
                 The videos, see [`~VideoPandaModel.get_video_features`].
             mm_encoder_outputs (`dict`, *optional*):
                 `{"video": ...}`: what `get_video_features` returned, in place of the videos.
+            input_features (`torch.FloatTensor` of shape `(batch, tokens, text hidden size)`, *optional*):
+                The projected tokens of each prompt, padded at the end, in place of the videos. `generate` gives them
+                where it repeats prompts.
             kwargs:
                 What the language model takes: its cache (`cache`, before transformers 5.24 `past_key_values`),
                 `use_cache`, `output_attentions`, …
@@ -187,7 +191,12 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         video_features = video_outputs = None
         if encoded is not None:
             video_outputs = BaseModelOutputWithPooling(pooler_output=tuple(encoded.pooler_output))
-            video_features = torch.cat(list(encoded.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)
+            video_features = torch.cat(list(encoded.pooler_output))
+        elif input_features is not None:
+            counts = self.find_placeholders(input_ids, inputs_embeds).sum(1, keepdim=True)  # (batch, 1)
+            video_features = input_features[torch.arange(input_features.shape[1], device=counts.device) < counts]
+        if video_features is not None:
+            video_features = video_features.to(inputs_embeds.device, inputs_embeds.dtype)
             mask = self.get_placeholder_mask(input_ids, inputs_embeds, video_features)
             inputs_embeds = inputs_embeds.masked_scatter(mask, video_features)
 
@@ -199,7 +208,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
             **kwargs,
         )
         return VideoPandaModelOutputWithPast(
-            **shared_entries(outputs, VideoPandaModelOutputWithPast),
+            **{name: value for name, value in outputs.items() if name in MODEL_FIELDS},
             video_hidden_states=video_features,
             video_outputs=video_outputs,
         )
@@ -320,6 +329,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        input_features: torch.FloatTensor | None = None,
         **kwargs,
     ) -> VideoPandaCausalLMOutputWithPast:
         r"""
@@ -360,6 +370,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             pixel_values_videos=pixel_values_videos,
             video_grid_thw=video_grid_thw,
             mm_encoder_outputs=mm_encoder_outputs,
+            input_features=input_features,
             return_dict=True,
             **kwargs,
         )
@@ -376,10 +387,10 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
-        return VideoPandaCausalLMOutputWithPast(
-            loss=loss, logits=logits, **shared_entries(outputs, VideoPandaCausalLMOutputWithPast)
-        )
+        shared = {name: value for name, value in outputs.items() if name in CAUSAL_LM_FIELDS}
+        return VideoPandaCausalLMOutputWithPast(loss=loss, logits=logits, **shared)
 
+    @torch.no_grad()
     def generate(
         self,
         inputs: torch.Tensor | None = None,
@@ -399,58 +410,39 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         Raises:
             ValueError: for a `prefill_chunk_size` with videos, which would cut a video's tokens apart.
         """
-        has_video = any(kwargs.get(name) is not None for name in ("pixel_values_videos", "mm_encoder_outputs"))
-        configs = [config for config in (generation_config, self.generation_config) if config is not None]
-        chunk_size = kwargs.get("prefill_chunk_size", getattr(configs[0], "prefill_chunk_size", None))
-        if chunk_size is not None and has_video:
-            raise ValueError(
-                f"prefill_chunk_size = {chunk_size}: a prompt with videos goes in whole, because transformers does "
-                "not count `<row>` among their tokens. Leave it at None."
-            )
+
+        def setting(name):
+            if name in kwargs:
+                return kwargs[name]
+            configured = [getattr(config, name, None) for config in (generation_config, self.generation_config)]
+            return next((value for value in configured if value is not None), None)
+
+        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("video")
+        if encoded is not None or kwargs.get("pixel_values_videos") is not None:
+            if (chunk_size := setting("prefill_chunk_size")) is not None:
+                raise ValueError(
+                    f"prefill_chunk_size = {chunk_size}: a prompt with videos goes in whole, because transformers "
+                    "does not count `<row>` among their tokens. Leave it at None."
+                )
+            if encoded is not None or max(setting("num_beams") or 1, setting("num_return_sequences") or 1) > 1:
+                # transformers repeats the rows of every tensor for beams, but packed patches have no row per prompt.
+                # And before 5.23 it hands `mm_encoder_outputs` over again at every step.
+                videos = [kwargs.pop(name, None) for name in ("pixel_values_videos", "video_grid_thw")]
+                kwargs.pop("mm_encoder_outputs", None)
+                features = (encoded or self.get_video_features(*videos, return_dict=True)).pooler_output
+                input_ids = kwargs.get("input_ids") if inputs is None else inputs
+                kwargs["input_features"] = self._by_prompt(features, input_ids, kwargs.get("inputs_embeds"))
         placeholders = PlaceholdersLogitsProcessor(
             [self.config.video_token_id, self.config.row_token_id], device=self.device
         )
         logits_processor = LogitsProcessorList([placeholders, *(logits_processor or [])])
         return super().generate(inputs, generation_config, logits_processor, **kwargs)
 
-    @wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` reads from the signature what it may hand over
-    def prepare_inputs_for_generation(self, *args, **kwargs):
-        model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)
-        # After the prompt the cache holds the videos. transformers 5.16 would hand their features over again.
-        if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
-            model_inputs.pop("mm_encoder_outputs", None)
-        return model_inputs
-
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
-        """
-        Repeats a batch for beams and return sequences: each prompt with the videos that are its own, encoded once.
-
-        Packed patches have no batch axis, and `<row>` is a placeholder beside `<video>`: shared code knows neither.
-        """
-        if expand_size == 1:
-            return super()._expand_inputs_for_generation(1, is_encoder_decoder, input_ids, **model_kwargs)
-
-        pixels, grids = model_kwargs.pop("pixel_values_videos", None), model_kwargs.pop("video_grid_thw", None)
-        encoded = (model_kwargs.pop("mm_encoder_outputs", None) or {}).get("video")
-        if encoded is None and pixels is not None:
-            encoded = self.get_video_features(pixels, grids, return_dict=True)
-
-        if encoded is not None:
-            features = torch.cat(list(encoded.pooler_output))
-            inputs_embeds = model_kwargs.get("inputs_embeds")
-            has_ids = input_ids is not None and input_ids.numel() > 0
-            mask = self.model.get_placeholder_mask(input_ids if has_ids else None, inputs_embeds, features)
-            per_prompt = features.split(mask.sum((1, 2)).tolist())
-            encoded = BaseModelOutputWithPooling(
-                pooler_output=[part for part in per_prompt for _ in range(expand_size) if len(part)]
-            )
-
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
-        )
-        if encoded is not None:
-            model_kwargs["mm_encoder_outputs"] = {"video": encoded}
-        return input_ids, model_kwargs
+    def _by_prompt(self, features, input_ids, inputs_embeds) -> torch.Tensor:
+        """`features` of each video → those of each prompt, padded at the end: (batch, tokens, text hidden size)."""
+        features = torch.cat(list(features))
+        counts = self.model.get_placeholder_mask(input_ids, inputs_embeds, features).sum((1, 2))
+        return nn.utils.rnn.pad_sequence(features.split(counts.tolist()), batch_first=True)
 
 
 class PlaceholdersLogitsProcessor(SuppressTokensLogitsProcessor):
