@@ -9,7 +9,7 @@ what the line above it has, and one thing more:
 * the logits of every position, as plain `Trainer` computes them;
 * logits only where a label follows, as `VideoPandaTrainer` does;
 * gradient checkpointing through the language model's layers;
-* gradient checkpointing through STAB as well: what `gradient_checkpointing=True` does.
+* gradient checkpointing through STAB as well: what `activation_checkpointing=True` does.
 
 Memory is the most that torch's allocator has given out at once beyond weights and gradients, which are there before:
 exact, and the same in each run. Optimizer states, which a step leaves alone, are not part of it.
@@ -67,7 +67,8 @@ def measure(line: int, options: argparse.Namespace) -> tuple[int, float]:
     config = VideoPandaConfig(text_config=text, video_token_id=VOCABULARY, row_token_id=VOCABULARY + 1)
     model = VideoPandaForConditionalGeneration(config).to(device, dtype).train()
     for part in [model.model.language_model, model.model.vision_tower][: max(0, line - 1)]:
-        part.gradient_checkpointing_enable()
+        # transformers 5.16 has the second name, which later releases warn of.
+        getattr(part, "activation_checkpointing_enable", part.gradient_checkpointing_enable)()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
 

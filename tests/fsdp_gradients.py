@@ -29,10 +29,10 @@ def main() -> None:
 
 
 def assert_same_gradients(parts: list[dict]) -> None:
-    whole, teacher = distilling_model(gradient_checkpointing=True)
+    whole, teacher = distilling_model(checkpointing=True)
     (sum(loss_of(whole, teacher, part) for part in parts) / 2).backward()
 
-    model, _ = distilling_model(gradient_checkpointing=True)
+    model, _ = distilling_model(checkpointing=True)
     keep_in_step(model)
     mesh = init_device_mesh("cpu", (2,))
     for layer in model.model.language_model.layers:

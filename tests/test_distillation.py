@@ -1,5 +1,6 @@
 """Distillation: the reference's numbers, a textbook form, and that student and teacher look at the same patches."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from transformers import (
 )
 
 from reference_checkpoint import reference_llm, reference_tensors, write_reference
-from tiny_models import tiny_batch, tiny_model
+from tiny_models import checkpoint_activations, tiny_batch, tiny_model
 from tiny_tokenizers import chatml_tokenizer
-from video_panda_hf import VideoPandaProcessor, VideoPandaVisionConfig
+from video_panda_hf import VideoPandaForConditionalGeneration, VideoPandaProcessor, VideoPandaVisionConfig
 from video_panda_hf.conversion import ConversionError, convert_checkpoint
 from video_panda_hf.conversion_rules import HEAD_FILE
 from video_panda_hf.training.distillation import (
@@ -276,13 +277,13 @@ def test_patch_positions_are_where_the_models_windows_stand():
     torch.testing.assert_close(embedded[positions], windows)
 
 
-def distilling_model(gradient_checkpointing: bool = False):
+def distilling_model(checkpointing: bool = False):
     model = tiny_model()
     torch.manual_seed(2)
     head = VideoPandaDistillationHead(32, 16, num_layers=2)
     attach_distillation_head(model, head)
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+    if checkpointing:
+        checkpoint_activations(model)
         model.train()
         model.model.vision_tower.eval()
     vision = model.config.vision_config
@@ -290,9 +291,9 @@ def distilling_model(gradient_checkpointing: bool = False):
     return model, teacher
 
 
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
-def test_model_with_head_gives_the_loss_of_its_hidden_states(gradient_checkpointing):
-    model, teacher = distilling_model(gradient_checkpointing)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_model_with_head_gives_the_loss_of_its_hidden_states(checkpointing):
+    model, teacher = distilling_model(checkpointing)
     batch = tiny_batch([[(4, 8, 8)], [(1, 4, 6), (4, 6, 8)], []])
     pixels, grids = batch["pixel_values_videos"], batch["video_grid_thw"]
     outputs = model(**batch, teacher_features=teacher(pixels, grids), teacher_grid_thw=teacher.grids(grids))
@@ -329,3 +330,24 @@ def test_head_is_not_saved_with_the_model(tmp_path):
     model.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as opened:
         assert set(opened.keys()) == set(tiny_model().state_dict())
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == [
+        "VideoPandaForConditionalGeneration"
+    ]
+
+
+def test_a_model_with_a_head_is_a_model_of_its_class_and_can_be_copied():
+    class Own(VideoPandaForConditionalGeneration):
+        def own(self) -> str:
+            return "kept"
+
+    model = Own(tiny_model().config).eval()
+    for width in (16, 32):  # the second head takes the place of the first
+        attach_distillation_head(model, VideoPandaDistillationHead(32, width, num_layers=2))
+    assert isinstance(model, Own) and model.own() == "kept"
+    assert (type(model).__name__, type(model).__module__) == (Own.__name__, Own.__module__)
+    batch = tiny_batch([[(4, 8, 8)]])
+    copied = copy.deepcopy(model)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    assert (model(**batch).logits == 0).all() and (copied(**batch).logits != 0).any()
+    features = {"teacher_features": torch.ones(64, 32), "teacher_grid_thw": torch.tensor([[4, 4, 4]])}
+    assert copied(**batch, **features).distillation_loss > 0

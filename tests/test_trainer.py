@@ -1,14 +1,17 @@
 """`VideoPandaTrainer`: which parts learn and how fast, what the loss is made of, that a run can be cut anywhere."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import CLIPImageProcessor, Trainer, TrainingArguments
+from transformers import CLIPImageProcessor, Trainer, TrainerCallback, TrainingArguments
 
+from deprecations import nothing_deprecated
 from test_distillation import tiny_teacher
-from tiny_models import PAD, PATCH_DIM, placeholders, tiny_model
+from tiny_models import PAD, PATCH_DIM, checkpoint_activations, placeholders, tiny_model
 from video_panda_hf.training import (
     LANGUAGE_MODEL_LINEARS,
     STAB_AND_PROJECTOR,
@@ -16,7 +19,7 @@ from video_panda_hf.training import (
     VideoPandaTrainingArguments,
     last_complete_checkpoint,
 )
-from video_panda_hf.training.trainer import estimate_length, keep_in_step, part_of
+from video_panda_hf.training.trainer import GroupedDataset, estimate_length, keep_in_step, part_of
 
 
 GRIDS = [(4, 8, 8), (4, 4, 8), (1, 8, 8), (8, 8, 4), None, (4, 8, 8), (4, 8, 6), (4, 4, 4)]
@@ -232,18 +235,24 @@ def test_evaluating_and_saving_do_not_count_as_time(tmp_path, monkeypatch):
 
     def after(seconds, original):
         def later(*positional, **keywords):
+            result = original(*positional, **keywords)
             clock[0] += seconds
-            return original(*positional, **keywords)
+            return result
 
         return later
 
+    class SlowDisk(TrainerCallback):
+        def on_save(self, *_, **__):
+            clock[0] += 100.0
+
     monkeypatch.setattr(Trainer, "evaluate", after(100.0, Trainer.evaluate))
-    monkeypatch.setattr(Trainer, "_save_checkpoint", after(100.0, Trainer._save_checkpoint))
+    monkeypatch.setattr(Trainer, "save_model", after(100.0, Trainer.save_model))
     monkeypatch.setattr(VideoPandaTrainer, "training_step", after(1.0, VideoPandaTrainer.training_step))
     every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     for evaluated in (make_examples()[:2], {"one": make_examples()[:2], "two": make_examples()[2:4]}):
         trainer = make_trainer(tmp_path, max_steps=2, logging_steps=2, **every)
         trainer.eval_dataset = evaluated
+        trainer.add_callback(SlowDisk())
         trainer.train()
         (logged,) = (entry for entry in trainer.state.log_history if "loss" in entry)
         assert logged["videos_per_second"] == 2.0  # two of them in each step of a second
@@ -253,7 +262,7 @@ def test_mixed_precision_learns_like_full_precision(tmp_path, teacher_folder):
     """Autocast reaches STAB, LLM and distillation head alike; the weights and the losses stay in float32."""
     losses = []
     for bf16 in (False, True):
-        trainer = make_trainer(tmp_path, bf16=bf16, distillation_teacher=teacher_folder, gradient_checkpointing=bf16)
+        trainer = make_trainer(tmp_path, bf16=bf16, distillation_teacher=teacher_folder, activation_checkpointing=bf16)
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
@@ -268,7 +277,7 @@ def test_gradient_checkpointing_makes_stab_keep_less_than_half_for_the_same_grad
     for checkpointing in (False, True):
         model, kept = tiny_model().train(), {}
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            checkpoint_activations(model, use_reentrant=reentrant)
         inside = []  # STAB is running
         tower = model.model.vision_tower
         tower.register_forward_pre_hook(lambda *_, inside=inside: inside.append(True))
@@ -354,6 +363,26 @@ def test_the_best_checkpoint_comes_back_with_its_head(tmp_path, teacher_folder):
         assert torch.equal(trainer.distillation_head.state_dict()[name], value)
 
 
+def test_true_goes_on_from_the_last_complete_checkpoint_with_its_head(tmp_path, teacher_folder):
+    options = {"distillation_teacher": teacher_folder, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    make_trainer(tmp_path, **options).train()
+    head = load_file(tmp_path / "checkpoint-2" / "distillation_head.safetensors")
+    (tmp_path / "checkpoint-3" / "trainer_state.json").unlink()  # as if it had been killed there
+    trainer = make_trainer(tmp_path, **options)
+    started_from = []
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            started_from.append(state.global_step)
+            assert all(torch.equal(v, head[n]) for n, v in trainer.distillation_head.state_dict().items())
+
+    trainer.add_callback(Look())
+    trainer.train(resume_from_checkpoint=True)
+    assert started_from == [2]
+    with pytest.raises(ValueError, match="No valid checkpoint"):
+        make_trainer(tmp_path / "empty", **options).train(resume_from_checkpoint=True)
+
+
 def test_a_head_of_another_model_is_an_error(tmp_path, teacher_folder):
     save_file({"input_layer.weight": torch.zeros(3, 3)}, tmp_path / "distillation_head.safetensors")
     with pytest.raises(ValueError, match="of another LLM or teacher"):
@@ -370,6 +399,41 @@ def test_the_last_complete_checkpoint_is_not_the_last_folder(tmp_path):
     for step in (9, 10):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_training_uses_nothing_deprecated(tmp_path, teacher_folder):
+    """Steps, evaluation, checkpoints, the best of them, the card, and a run that goes on."""
+    options = {
+        "distillation_teacher": teacher_folder,
+        "activation_checkpointing": True,
+        "bf16": True,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "load_best_model_at_end": True,
+    }
+    for strategy, checkpoint in (("sequential", None), ("group_by_length", str(tmp_path / "checkpoint-1"))):
+        with nothing_deprecated():
+            trainer = make_trainer(tmp_path, train_sampling_strategy=strategy, **options)
+            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.predict(make_examples()[:1])
+            trainer.save_model()
+            trainer.create_model_card()
+
+
+def test_a_deprecated_name_is_noticed(tmp_path):
+    if not hasattr(TrainingArguments, "activation_checkpointing"):
+        pytest.skip("this transformers has the old name alone")
+    with pytest.raises(AssertionError, match="`gradient_checkpointing` is deprecated"), nothing_deprecated():
+        make_trainer(tmp_path, gradient_checkpointing=True)
+
+
+def test_distillation_needs_fsdp2(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="fsdp_version: 2"):
+        trainer.load_teacher()
 
 
 # Arguments and data
@@ -390,19 +454,53 @@ def test_arguments_that_make_no_sense_are_errors(tmp_path):
         VideoPandaTrainingArguments(str(tmp_path), distillation_head="somewhere")
 
 
-def test_grouping_puts_conversations_with_videos_together(tmp_path):
+@pytest.mark.parametrize("kind", ["list", "datasets"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_grouping_puts_conversations_with_videos_together(tmp_path, kind, workers):
+    """Each epoch in another order; evaluation keeps the dataset's own."""
     video, text = {"type": "video", "video": "clip.mp4"}, {"type": "text", "text": "What happens?"}
-    with_video = {"messages": [{"role": "user", "content": [video, text]}, {"role": "assistant", "content": "Rain."}]}
-    text_only = {"messages": [{"role": "user", "content": "Hello " * 9}, {"role": "assistant", "content": "Hi."}]}
-    assert estimate_length(with_video["messages"]) > 100 * estimate_length(text_only["messages"])
-    dataset = [with_video, text_only] * 400
-    trainer = make_trainer(
-        tmp_path, examples=dataset, train_sampling_strategy="group_by_length", per_device_train_batch_size=8
+    with_video, text_only = (
+        [{"role": "user", "content": content}, {"role": "assistant", "content": [{"type": "text", "text": "Rain."}]}]
+        for content in ([video, text], [{"type": "text", "text": "Hello " * 9}])
     )
-    batches = torch.tensor(list(trainer._get_train_sampler())).view(-1, 8) % 2
-    assert sorted(set(batches.flatten().tolist())) == [0, 1]
-    assert sum(len(batch.unique()) > 1 for batch in batches) <= 4  # of 100: where the sampler's groups meet
-    assert list(trainer._get_eval_sampler(dataset)) == list(range(800))
+    assert estimate_length(with_video) > 100 * estimate_length(text_only)
+    dataset = [{"messages": (with_video, text_only)[number % 2], "number": number} for number in range(800)]
+    if kind == "datasets":
+        dataset = pytest.importorskip("datasets").Dataset.from_list(dataset)
+    trainer = make_trainer(
+        tmp_path,
+        examples=dataset,
+        train_sampling_strategy="group_by_length",
+        per_device_train_batch_size=8,
+        dataloader_num_workers=workers,
+        dataloader_persistent_workers=workers > 0,
+    )
+    trainer.data_collator = numbers_of
+    loader = trainer.get_train_dataloader()
+    epochs = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        batches = torch.stack([batch["numbers"] for batch in loader])
+        epochs.append(batches.flatten().tolist())
+        assert batches.shape == (100, 8) and sorted(epochs[-1]) == list(range(800))
+        assert sum(len(batch.unique()) > 1 for batch in batches % 2) <= 4  # of 100: where sorted stretches meet
+    assert epochs[0] != epochs[1]
+    for loader in (trainer.get_eval_dataloader(dataset), trainer.get_test_dataloader(dataset)):
+        assert torch.cat([batch["numbers"] for batch in loader]).tolist() == list(range(800))
+    assert trainer.train_dataset is dataset and trainer.args.train_sampling_strategy == "group_by_length"
+
+
+def numbers_of(examples: list[dict]) -> dict[str, torch.Tensor]:
+    return {"numbers": torch.tensor([example["number"] for example in examples])}
+
+
+def test_the_longest_conversation_comes_first():
+    lengths = [1, 2, 9, 3] * 50
+    lengths[77] = 10
+    for epoch in range(3):
+        grouped = GroupedDataset(range(200), lengths, batch_size=4, seed=0)
+        grouped.set_epoch(epoch)
+        assert grouped[0] == 77
 
 
 def test_a_grouped_run_goes_on_in_the_order_of_the_epoch_it_was_in(tmp_path):
@@ -415,6 +513,7 @@ def test_a_grouped_run_goes_on_in_the_order_of_the_epoch_it_was_in(tmp_path):
         trainer = make_trainer(tmp_path / name, examples=examples, max_steps=12, **options)
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         runs[name] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(set(runs["unbroken"])) == 12
     assert runs["resumed"] == runs["unbroken"]  # 4 steps are an epoch: it went on in the middle of the second
 
 
@@ -449,6 +548,9 @@ def test_adapters_saved_loaded_and_merged_give_the_same_logits(tmp_path, teacher
     trainer.save_model()
     assert (tmp_path / "distillation_head.safetensors").is_file()
     assert not any("distillation" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
+    origin = json.loads((tmp_path / "adapter_config.json").read_text())["auto_mapping"]
+    assert origin["base_model_class"] == "VideoPandaForConditionalGeneration"
+    assert origin["parent_library"] == type(tiny_model()).__module__
     batch = collate(make_examples()[:3])
     expected = model.eval()(**batch).logits
     loaded = peft.PeftModel.from_pretrained(tiny_model(), tmp_path).eval()

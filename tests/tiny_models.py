@@ -49,6 +49,13 @@ def tiny_model(text: str = "llama", dtype=torch.float32, **vision) -> VideoPanda
     return model.to(dtype).eval()
 
 
+def checkpoint_activations(model: torch.nn.Module, **options) -> None:
+    """`activation_checkpointing_enable`, under whichever name the installed transformers has it."""
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name) if hasattr(model, name) else model.gradient_checkpointing_enable
+    enable(options or None)
+
+
 def placeholders(frames: int, rows: int, columns: int) -> list[int]:
     """The tokens of a video of so many frames of rows × columns patches."""
     return ([VIDEO] + ([VIDEO] * (columns // 2) + [ROW]) * (rows // 2)) * frames

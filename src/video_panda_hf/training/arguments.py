@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 
+# transformers 5.16 has it under its old name alone, `gradient_checkpointing`, which later releases warn of.
+HAS_ACTIVATION_CHECKPOINTING = hasattr(TrainingArguments, "activation_checkpointing")
+
+
 @dataclass
 class VideoPandaTrainingArguments(TrainingArguments):
     """
@@ -50,8 +54,14 @@ class VideoPandaTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Drop what the model's forward does not take before the collator sees it."}
     )
+    if not HAS_ACTIVATION_CHECKPOINTING:
+        activation_checkpointing: bool = field(
+            default=False, metadata={"help": "Compute activations anew for the gradients: slower, but less memory."}
+        )
 
     def __post_init__(self):
+        if not HAS_ACTIVATION_CHECKPOINTING:
+            self.gradient_checkpointing = self.gradient_checkpointing or self.activation_checkpointing
         super().__post_init__()
         if self.accelerator_config.dispatch_batches is None:
             self.accelerator_config.dispatch_batches = False

@@ -203,29 +203,31 @@ class VideoPandaDistillationOutput(VideoPandaCausalLMOutputWithPast):
     distillation_loss: torch.FloatTensor | None = None
 
 
-def attach_distillation_head(model: VideoPandaForConditionalGeneration, head: VideoPandaDistillationHead) -> None:
+class VideoPandaDistillationMixin:
     """
-    Makes the head part of the model, as `distillation_head`, and of its forward: a call with `teacher_features` also
-    gives `distillation_loss`. So whatever wraps the model (DDP, FSDP, autocast) treats head and model alike.
-
-    The forward's new arguments: `teacher_features` (teacher's patches, teacher size), `teacher_grid_thw` (videos, 3)
-    on the CPU, `num_frames_in_batch`. `save_pretrained` goes on to save the model alone.
+    A Video-Panda with a distillation head, `distillation_head`. Whatever wraps the model (DDP, FSDP, autocast) treats
+    head and model alike; `save_pretrained` saves the model alone.
     """
-    model.distillation_head = head
-    model._keys_to_ignore_on_save.update(f"distillation_head.{name}" for name in head.state_dict())
-    forward = model.forward
 
-    @functools.wraps(forward)
-    def forward_and_distill(*args, teacher_features=None, teacher_grid_thw=None, num_frames_in_batch=None, **kwargs):
+    @functools.wraps(VideoPandaForConditionalGeneration.forward)  # `Trainer` and `generate` look at the signature
+    def forward(
+        self,
+        *args,
+        teacher_features: torch.Tensor | None = None,
+        teacher_grid_thw: torch.LongTensor | None = None,
+        num_frames_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ):
         if teacher_features is None:
-            return forward(*args, **kwargs)
-        outputs = forward(*args, **{**kwargs, "output_hidden_states": True, "return_dict": True})
+            return super().forward(*args, **kwargs)
+        outputs = super().forward(*args, **{**kwargs, "output_hidden_states": True, "return_dict": True})
         grids, patches = torch.zeros(0, 3, dtype=torch.long), slice(0)
         if kwargs.get("pixel_values_videos") is not None:
             grids = kwargs["video_grid_thw"].cpu()
-            patches = patch_positions(model.config, kwargs["input_ids"], grids)
+            patches = patch_positions(self.config, kwargs["input_ids"], grids)
+        head = self.distillation_head
         hidden_states = [outputs.hidden_states[layer].flatten(0, 1)[patches] for layer in head.layers]
-        tokens = frame_grids(grids) // model.config.vision_config.spatial_merge_size
+        tokens = frame_grids(grids) // self.config.vision_config.spatial_merge_size
         student, teacher, patches_per_frame = align_grids(
             head(hidden_states), tokens, teacher_features, frame_grids(teacher_grid_thw)
         )
@@ -233,7 +235,22 @@ def attach_distillation_head(model: VideoPandaForConditionalGeneration, head: Vi
         # The hidden states are of no further use, and large.
         return VideoPandaDistillationOutput(**{**outputs, "hidden_states": None, "distillation_loss": loss})
 
-    model.forward = forward_and_distill
+
+def attach_distillation_head(model: VideoPandaForConditionalGeneration, head: VideoPandaDistillationHead) -> None:
+    """
+    Makes the head part of the model, as `distillation_head`, and of its forward: a call with `teacher_features` also
+    gives `distillation_loss`.
+
+    The forward's new arguments: `teacher_features` (teacher's patches, teacher size), `teacher_grid_thw` (videos, 3)
+    on the CPU, `num_frames_in_batch`. See [`VideoPandaDistillationMixin`].
+    """
+    model.distillation_head = head
+    model._keys_to_ignore_on_save.update(f"distillation_head.{name}" for name in head.state_dict())
+    plain = type(model)
+    if not issubclass(plain, VideoPandaDistillationMixin):
+        # The plain class' name and module, because files name a model's class: `architectures`, PEFT's `auto_mapping`.
+        attributes = {"__module__": plain.__module__}
+        model.__class__ = type(plain.__name__, (VideoPandaDistillationMixin, plain), attributes)
 
 
 def patch_positions(config, input_ids: torch.LongTensor, video_grid_thw: torch.LongTensor) -> torch.LongTensor:

@@ -1,21 +1,21 @@
 """`VideoPandaTrainer`: `transformers.Trainer` with the model's parts told apart, and with distillation."""
 
+import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.data import SequentialSampler
-from transformers import Trainer
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.modelcard import TrainingSummary, make_markdown_table
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..conversion_rules import HEAD_FILE
 from ..modeling.hub_video_panda import CARD, ModelFacts, written
@@ -33,6 +33,11 @@ STAB_AND_PROJECTOR = ["vision_tower", "multi_modal_projector"]
 PART = re.compile(r"(?:^|\.)(vision_tower|multi_modal_projector|distillation_head)\.")
 CHARACTERS_PER_TOKEN = 4
 TOKENS_PER_VIDEO = 2184
+BATCHES_SORTED = 50  # by length, at a time
+
+# What a model card says of a training, beside its length and the arguments of this package.
+SETTINGS = ["learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim"]
+SETTINGS += ["adam_beta1", "adam_beta2", "bf16", "fp16", "seed"]
 
 
 class VideoPandaTrainer(Trainer):
@@ -55,9 +60,9 @@ class VideoPandaTrainer(Trainer):
     The evaluation loss is the language model's alone.
 
     Raises:
-        ValueError: for a teacher together with DeepSpeed ZeRO-3, for several GPUs in one process, for label smoothing
-            (which `Trainer` would apply without shifting the labels); under DeepSpeed ZeRO-3, for a batch of which
-            some processes have videos and others pictures or text alone.
+        ValueError: for a teacher together with DeepSpeed ZeRO-3 or FSDP1, for several GPUs in one process, for label
+            smoothing (which `Trainer` would apply without shifting the labels); under DeepSpeed ZeRO-3, for a batch of
+            which some processes have videos and others pictures or text alone.
     """
 
     args: VideoPandaTrainingArguments
@@ -80,11 +85,16 @@ class VideoPandaTrainer(Trainer):
         if args.distillation_teacher is not None:
             self.teacher = self.load_teacher()
             self.distillation_head = self.add_distillation_head()
-        self._sums, self._steps, self._started = None, 0, None
+        self._sums, self._steps, self._seconds, self._started = None, 0, 0.0, None
 
     # Distillation
 
     def load_teacher(self) -> VideoPandaTeacher:
+        if self.is_fsdp_enabled and not getattr(self.accelerator, "is_fsdp2", False):
+            raise ValueError(
+                "Distillation does not work with FSDP1, which flattens the head's weights together with the model's: "
+                "set `fsdp_version: 2`."
+            )
         if is_deepspeed_zero3_enabled():
             raise ValueError(
                 "Distillation does not work with DeepSpeed ZeRO-3, which would take the teacher apart as it is "
@@ -112,14 +122,15 @@ class VideoPandaTrainer(Trainer):
         attach_distillation_head(model, head.to(model.device, model.dtype))
         return head
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
+    def get_batch_samples(self, *positional, **keywords):
         """As in `Trainer`: the parts of the next step's batch and their tokens. Counts their frames as well."""
-        self._started = self._started or time.perf_counter()
+        if self._started is None:
+            self._started = time.perf_counter()
         self._steps += 1
-        parts, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        parts, num_items = super().get_batch_samples(*positional, **keywords)
         if self.teacher is not None:
             grids = [part["video_grid_thw"] for part in parts if part.get("video_grid_thw") is not None]
-            frames = torch.as_tensor(sum(grid[:, 0].sum() for grid in grids), device=device)
+            frames = torch.as_tensor(sum(grid[:, 0].sum() for grid in grids), device=self.args.device)
             if self.args.average_tokens_across_devices:
                 frames = self.accelerator.reduce(frames, "sum")
             self.num_frames_in_batch = frames.clamp(min=1)
@@ -146,7 +157,7 @@ class VideoPandaTrainer(Trainer):
         if self.teacher is not None:
             distillation = outputs["distillation_loss"]
             if self.args.average_tokens_across_devices:  # gradients are averaged, the loss is this process' share
-                distillation = distillation * self.accelerator.num_processes
+                distillation = distillation * self.args.world_size
             loss = loss + self.args.distillation_weight * distillation
             terms.append(distillation.detach())
         self.count(inputs, terms)
@@ -194,39 +205,51 @@ class VideoPandaTrainer(Trainer):
 
     # Data and logs
 
+    def get_train_dataloader(self) -> DataLoader:
+        dataset = self.train_dataset
+        if self.is_grouped(dataset):
+            args = self.args
+            lengths = [estimate_length(example["messages"]) for example in dataset]
+            seed = args.seed if args.data_seed is None else args.data_seed
+            batch_size = args.train_batch_size * args.gradient_accumulation_steps
+            self.train_dataset = GroupedDataset(dataset, lengths, batch_size, seed)
+        try:
+            with self.settings_for(dataset):
+                return super().get_train_dataloader()
+        finally:
+            self.train_dataset = dataset
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        with self.settings_for(self.eval_dataset[dataset] if isinstance(dataset, str) else dataset):
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset) -> DataLoader:
+        with self.settings_for(test_dataset):
+            return super().get_test_dataloader(test_dataset)
+
     def is_grouped(self, dataset) -> bool:
         """Whether to tell the lengths by the messages, which `Trainer` cannot."""
         grouped = self.args.train_sampling_strategy == "group_by_length" and hasattr(dataset, "__len__")
         return grouped and len(dataset) > 0 and "messages" in dataset[0]
 
-    def _get_train_sampler(self, train_dataset=None):
-        train_dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not self.is_grouped(train_dataset):
-            return super()._get_train_sampler(train_dataset)
-        return EpochwiseGroupedSampler(
-            self.args.train_batch_size * self.args.gradient_accumulation_steps,
-            lengths=[estimate_length(example["messages"]) for example in train_dataset],
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            epoch=lambda: int(self.state.epoch or 0),
-        )
-
-    def _get_eval_sampler(self, eval_dataset):
-        if not self.is_grouped(eval_dataset):
-            return super()._get_eval_sampler(eval_dataset)
-        return SequentialSampler(eval_dataset) if self.args.world_size == 1 else None  # as without grouping
-
-    def _get_dataloader(self, dataset, *positional, **keywords):
-        collator = self.data_collator
+    @contextmanager
+    def settings_for(self, dataset):
+        """While `Trainer` makes the loader of a dataset: rows of it stand in for bad ones, and it is read in its own
+        order where `Trainer` could not tell the lengths."""
+        collator, strategy = self.data_collator, self.args.train_sampling_strategy
         if (
             isinstance(collator, VideoPandaDataCollator)
             and hasattr(dataset, "__len__")
             and not len(collator.stand_ins)
         ):
             self.data_collator = collator.with_stand_ins(dataset)
+        if self.is_grouped(dataset):
+            self.args.train_sampling_strategy = "sequential"
         try:
-            return super()._get_dataloader(dataset, *positional, **keywords)
+            yield
         finally:
-            self.data_collator = collator
+            self.data_collator, self.args.train_sampling_strategy = collator, strategy
 
     def count(self, inputs: dict, terms: list[torch.Tensor]) -> None:
         """Adds tokens, videos and the loss terms of a part of a batch to what the next log reports."""
@@ -238,53 +261,54 @@ class VideoPandaTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._sums is not None:
-            seconds = time.perf_counter() - self._started
             tokens, videos, *terms = self.accelerator.reduce(self._sums, "sum").tolist()
+            self.stop_clock()
             for name, term in zip(["language_loss", "distillation_loss"], terms, strict=False):
-                logs[name] = term / self._steps / self.accelerator.num_processes
-            logs["tokens_per_second"], logs["videos_per_second"] = tokens / seconds, videos / seconds
-            self._sums, self._steps, self._started = None, 0, None
+                logs[name] = term / self._steps / self.args.world_size
+            logs["tokens_per_second"], logs["videos_per_second"] = tokens / self._seconds, videos / self._seconds
+            self._sums, self._steps, self._seconds = None, 0, 0.0
         super().log(logs, start_time)
 
-    @contextmanager
-    def clock_stopped(self):
-        stopped, started, self._started = time.perf_counter(), self._started, None
-        yield
-        if started is not None:  # else it was stopped already
-            self._started = started + time.perf_counter() - stopped
+    def stop_clock(self) -> None:
+        """Until the next batch is fetched, time does not count."""
+        if self._started is not None:
+            self._seconds += time.perf_counter() - self._started
+            self._started = None
 
     def evaluate(self, *positional, **keywords) -> dict[str, float]:
-        with self.clock_stopped():
-            return super().evaluate(*positional, **keywords)
+        self.stop_clock()
+        return super().evaluate(*positional, **keywords)
 
     # Checkpoints
 
-    def _save_checkpoint(self, *positional, **keywords) -> None:
-        with self.clock_stopped():
-            super()._save_checkpoint(*positional, **keywords)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        head = None
-        if self.teacher is not None:
-            mark = "distillation_head."  # `state_dict` is there where the model itself has only parts of its weights
-            head = {key.rpartition(mark)[2]: value for key, value in (state_dict or {}).items() if mark in key}
-            head = head or self.distillation_head.state_dict()
-        super()._save(output_dir, state_dict)
-        if head is not None and self.args.should_save:
-            save_file(head, Path(output_dir or self.args.output_dir) / HEAD_FILE, {"format": "pt"})
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def train(self, resume_from_checkpoint: str | bool | None = None, *positional, **keywords):
+        """As in `Trainer`; the distillation head goes on as well. `True` is the last complete checkpoint."""
+        if resume_from_checkpoint is True:  # without any, `Trainer` says what is missing
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir) or True
         self.load_head_of(resume_from_checkpoint)
+        output = super().train(resume_from_checkpoint, *positional, **keywords)
+        if self.args.load_best_model_at_end:
+            self.load_head_of(self.state.best_model_checkpoint)
+        return output
 
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self.load_head_of(self.state.best_model_checkpoint)
-
-    def load_head_of(self, checkpoint: str) -> None:
+    def load_head_of(self, checkpoint: str | bool | None) -> None:
         # The checkpoints of FSDP and DeepSpeed have the head among the model's own weights.
-        if self.teacher is not None and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.teacher is not None and not sharded and isinstance(checkpoint, (str, os.PathLike)):
             load_head(self.distillation_head, checkpoint)
+
+    def save_model(self, output_dir: str | None = None, *positional, **keywords) -> None:
+        """As in `Trainer`; the distillation head goes into a file of its own."""
+        self.stop_clock()
+        folder = Path(output_dir or self.args.output_dir)
+        if self.teacher is not None:  # before the rest, which may be pushed at once
+            save_head(self.distillation_head, folder if self.args.should_save else None)
+        super().save_model(output_dir, *positional, **keywords)
+        if self.args.push_to_hub and self.args.should_save and folder != Path(self.args.output_dir):
+            # `Trainer` pushes a checkpoint's weights and configuration from the output folder. The code that the
+            # configuration names belongs to them.
+            for module in folder.glob("*.py"):
+                shutil.copy(module, self.args.output_dir)
 
     # Hub
 
@@ -301,24 +325,31 @@ class VideoPandaTrainer(Trainer):
             return
         if base_model(self.model) is not self.model:
             return super().create_model_card(**options)  # PEFT adds to it what is to be known of adapters
-        summary, args = TrainingSummary.from_trainer(self, **options), self.args
-        unused = ["remove_unused_columns"] if self.teacher else ["remove_unused_columns", "distillation_weight"]
-        own = {name: getattr(args, name) for name in VideoPandaTrainingArguments.__annotations__ if name not in unused}
-        own = {name: value for name, value in own.items() if value is not None}
-        datasets = options.get("dataset") or []
+        history, datasets, tags = self.state.log_history, options.get("dataset"), options.get("tags")
         facts = ModelFacts(
             self.model.config,
             num_parameters=self.model.num_parameters(),
             base_model=options.get("finetuned_from"),
-            license=summary.license,
-            datasets=[datasets] if isinstance(datasets, str) else datasets,
-            metrics=summary.eval_results or {},
-            training={**summary.hyperparameters, **own},
-            training_log=make_markdown_table(summary.eval_lines),
-            tags=summary.tags,
+            license=options.get("license"),
+            datasets=listed(datasets),
+            metrics=next(filter(None, map(metrics_of, reversed(history))), {}),
+            training=self.training_settings(),
+            training_log=results_table(history),
+            tags=list(dict.fromkeys([*listed(tags), "generated_from_trainer"])),
         )
-        card = facts.card(self.hub_model_id or args.output_dir, HfApi(token=args.hub_token))
+        card = facts.card(self.hub_model_id or self.args.output_dir, HfApi(token=self.args.hub_token))
         file.write_text(str(card), encoding="utf-8")
+
+    def training_settings(self) -> dict[str, object]:
+        """What a model card says of the training's settings."""
+        args, inherited = self.args, {field.name for field in fields(TrainingArguments)}
+        own = [field.name for field in fields(VideoPandaTrainingArguments) if field.name not in inherited]
+        if self.teacher is None:
+            own.remove("distillation_weight")
+        length = "max_steps" if args.max_steps > 0 else "num_train_epochs"
+        settings = {name: getattr(args, name) for name in [*SETTINGS, length, *own]}
+        settings["batch_size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return {name: getattr(value, "value", value) for name, value in settings.items() if value is not None}
 
     def written_card(self) -> str | None:
         """The model card that someone wrote, if there is one: the output folder's, or the repository's."""
@@ -329,25 +360,40 @@ class VideoPandaTrainer(Trainer):
         texts = [file.read_text(encoding="utf-8") for file in files if file.is_file()]
         return next(filter(None, map(written, texts)), None)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """`Trainer` copies weights and configuration from the checkpoint; the code that it names belongs to them."""
-        if self.is_world_process_zero():
-            for module in Path(checkpoint_folder).glob("*.py"):
-                shutil.copy(module, self.args.output_dir)
-        super()._push_from_checkpoint(checkpoint_folder)
 
+class GroupedDataset(Dataset):
+    """
+    A dataset in a random order in which neighbours are about as long as each other.
 
-class EpochwiseGroupedSampler(LengthGroupedSampler):
-    """`LengthGroupedSampler` in an order that follows from seed and epoch: a run that goes on in the middle of a later
-    epoch sees the rest of that epoch, and nothing twice."""
+    The order follows from seed and epoch: a run that goes on in the middle of a later epoch sees the rest of that
+    epoch, and nothing twice. The longest example comes first, so that too little memory shows at once.
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int, epoch: Callable[[], int]):
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
-        self.seed, self.epoch = seed, epoch
+    Args:
+        dataset: what has `__len__` and `__getitem__`.
+        lengths: the length of each example.
+        batch_size: examples of a batch, whatever it is split into.
+        seed: of the order.
+    """
 
-    def __iter__(self):
-        self.generator.manual_seed(self.seed + self.epoch())
-        return super().__iter__()
+    def __init__(self, dataset, lengths: Sequence[int], batch_size: int, seed: int):
+        self.dataset, self.lengths, self.seed = dataset, torch.tensor(lengths), seed
+        self.stretch = batch_size * max(1, min(BATCHES_SORTED, len(lengths) // (4 * batch_size)))
+        self.order = torch.arange(len(lengths)).share_memory_()  # workers that live on see the next epoch's
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The DataLoader of accelerate calls this at the start of an epoch."""
+        order = torch.randperm(len(self.lengths), generator=torch.Generator().manual_seed(self.seed + epoch))
+        longest = int((order == self.lengths.argmax()).nonzero())
+        order[[0, longest]] = order[[longest, 0]]
+        stretches = order.split(self.stretch)
+        self.order.copy_(torch.cat([part[self.lengths[part].argsort(descending=True)] for part in stretches]))
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int):
+        return self.dataset[int(self.order[index])]
 
 
 def freeze_parts(model: nn.Module, args: VideoPandaTrainingArguments) -> None:
@@ -432,6 +478,18 @@ def load_head(head: VideoPandaDistillationHead, file_or_folder: str) -> None:
         raise ValueError(f"{path} is the distillation head of another LLM or teacher: {error}") from error
 
 
+def save_head(head: VideoPandaDistillationHead, folder: Path | None) -> None:
+    """Writes a head's weights into the folder. Under FSDP2 every process calls this; those without a folder only
+    give their shards."""
+    state = {
+        name: value.full_tensor() if hasattr(value, "full_tensor") else value
+        for name, value in head.state_dict().items()
+    }
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(state, folder / HEAD_FILE, {"format": "pt"})
+
+
 def estimate_length(messages: list[dict]) -> int:
     """Tokens of a conversation, roughly: its videos count more than any text."""
     contents = [message["content"] for message in messages]
@@ -439,6 +497,38 @@ def estimate_length(messages: list[dict]) -> int:
     characters = sum(len(content) for content in contents if isinstance(content, str))
     characters += sum(len(part.get("text") or "") for part in parts)
     return characters // CHARACTERS_PER_TOKEN + TOKENS_PER_VIDEO * sum(part["type"] == "video" for part in parts)
+
+
+def listed(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
+
+
+def metrics_of(entry: dict[str, float]) -> dict[str, float]:
+    """What an evaluation measured, by the names of a model card, if an entry of `log_history` is of one."""
+    if "eval_loss" not in entry:
+        return {}
+    speed = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+    names = [name for name in entry if name.startswith("eval_") and name not in speed]
+    return {name.removeprefix("eval_").replace("_", " ").title(): entry[name] for name in names}
+
+
+def results_table(log_history: list[dict[str, float]]) -> str | None:
+    """The losses and metrics of every evaluation, in Markdown."""
+    rows, training_loss = {}, "none yet"
+    for entry in log_history:
+        training_loss = entry.get("loss", training_loss)
+        if metrics := metrics_of(entry):
+            training = {"Step": entry["step"], "Epoch": entry.get("epoch"), "Training Loss": training_loss}
+            rows[entry["step"]] = {**training, **{"Validation Loss": metrics.pop("Loss")}, **metrics}
+    if not rows:
+        return None
+    names = list(next(iter(rows.values())))
+    lines = [names, ["---:"] * len(names), *([in_short(row.get(name)) for name in names] for row in rows.values())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def in_short(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
