@@ -398,6 +398,20 @@ class Server(BaseHTTPRequestHandler):
             if self.patience.wait(0.05):
                 break
 
+    def unfinished(self, name):
+        """Headers that never end: sent by the byte or by the line, or one answer that says "go on" after the other."""
+        piece = {"bytes": b"x", "lines": b"x: y\r\n", "continue": b"HTTP/1.1 100 Continue\r\n\r\n"}[name]
+        self.wfile.write(b"" if name == "continue" else b"HTTP/1.1 200 OK\r\nx: ")
+        while not self.patience.wait(0 if name == "continue" else 0.1):
+            self.wfile.write(piece)
+            self.wfile.flush()
+
+    def chunks(self, name):
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while not self.patience.wait(0.1):
+            self.wfile.write(b"0")
+            self.wfile.flush()
+
     def elsewhere(self, name):
         self.send_response(302)
         self.send_header("Location", "file:///etc/hostname" if name == "file" else f"/range/{name}")
@@ -456,6 +470,18 @@ def test_a_bad_server_is_left_within_the_time_limit(path, error, message, url):
     with pytest.raises(error, match=message):
         decode_video(f"{url}/{path}", limits=DecodeLimits(url_timeout=0.5, max_seconds=1.0, max_url_bytes=2**22))
     assert time.monotonic() - start < 3
+
+
+@pytest.mark.parametrize("path", ["unfinished/bytes", "unfinished/lines", "unfinished/continue", "chunks", "silent"])
+def test_the_time_limits_hold_before_a_server_has_answered(path, url):
+    start = time.monotonic()
+    with pytest.raises(VideoLimitError, match="max_seconds"):
+        decode_video(f"{url}/{path}", limits=DecodeLimits(max_seconds=1.0))
+    assert 0.9 < time.monotonic() - start < 2
+    if path != "chunks":
+        with pytest.raises(VideoNetworkError, match="timed out"):
+            decode_video(f"{url}/{path}", limits=DecodeLimits(url_timeout=0.5))
+        assert time.monotonic() - start < 4
 
 
 def test_other_kinds_of_url_are_refused():

@@ -1,5 +1,6 @@
 """What can go wrong when a video is decoded, and how much work a video may cost."""
 
+import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,9 +67,9 @@ class DecodeLimits:
     max_url_bytes: int | None = 2 * 2**30
     """Largest file behind a URL, in bytes."""
     max_seconds: float | None = 600.0
-    """Longest time to work on one video, in seconds, looked at between packets."""
+    """Longest time to work on one video, in seconds, looked at between packets and while a server is waited for."""
     url_timeout: float = 20.0
-    """Longest wait for a server's answer, in seconds."""
+    """Longest wait for the headers of a server's answer, and for each further piece of it, in seconds."""
 
 
 # How to have what can be had of a damaged video, in messages.
@@ -97,6 +98,10 @@ class Budget:
         seconds = time.monotonic() - self.start
         check_limit(self.video, "the work in seconds", seconds, self.limits.max_seconds, "max_seconds")
         check_limit(self.video, "what was fetched in bytes", self.fetched, self.limits.max_url_bytes, "max_url_bytes")
+
+    def seconds_left(self) -> float:
+        limit = self.limits.max_seconds
+        return math.inf if limit is None else max(0.0, self.start + limit - time.monotonic())
 
 
 def check_limit(video: str, what: str, found: float, limit: float | None, name: str) -> None:

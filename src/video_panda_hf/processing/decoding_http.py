@@ -1,11 +1,14 @@
 """A video on a web server as a file object that fetches only what is read."""
 
+import functools
 import http.client
 import io
 import os
+import socket
+import time
 import urllib.request
 
-from .decoding_errors import Budget, VideoNetworkError, check_limit
+from .decoding_errors import Budget, VideoDecodeError, VideoNetworkError, check_limit
 
 
 _WORTH_A_REQUEST = 2**20  # bytes to be skipped for a new request to be cheaper than reading on
@@ -81,6 +84,7 @@ class HttpFile(io.RawIOBase):
         try:
             data = self.response.read1(size)
         except (OSError, http.client.HTTPException) as error:
+            self.budget.spend()  # whose error http.client may have replaced
             raise VideoNetworkError(self._message(error)) from error
         self.position += len(data)
         self.budget.spend(len(data))
@@ -89,7 +93,9 @@ class HttpFile(io.RawIOBase):
     def _request(self) -> None:
         request = urllib.request.Request(self.url, headers={"Range": f"bytes={self.position}-"})
         try:
-            self.response = _opener().open(request, timeout=self.budget.limits.url_timeout)
+            self.response = _opener(self.budget).open(request, timeout=_patience(self.budget))
+        except VideoDecodeError:
+            raise
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise VideoNetworkError(self._message(error)) from error
 
@@ -113,14 +119,74 @@ class HttpFile(io.RawIOBase):
         )
 
 
-def _opener() -> urllib.request.OpenerDirector:
-    """Like urllib's own, but without ftp, file and data, to which a server could redirect."""
+class _TimedReader(io.RawIOBase):
+    """What a socket receives; a limit of time holds for every read, whoever asks for it and however few bytes come."""
+
+    def __init__(self, sock: socket.socket, budget: Budget):
+        self.socket, self.budget = sock, budget
+        self.raw = sock.makefile("rb", buffering=0)
+        self.headers_end: float | None = time.monotonic() + budget.limits.url_timeout
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        self.budget.spend()
+        patience = _patience(self.budget)
+        if self.headers_end is not None:
+            patience = min(patience, self.headers_end - time.monotonic())
+            if patience <= 0:
+                raise TimeoutError("timed out")
+        self.socket.settimeout(patience)
+        try:
+            return self.raw.readinto(buffer)
+        except TimeoutError:
+            self.budget.spend()
+            raise
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+class _TimedResponse(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args, budget: Budget, **kwargs):
+        super().__init__(sock, *args, **kwargs)
+        self.fp.close()
+        self.reader = _TimedReader(sock, budget)
+        self.fp = io.BufferedReader(self.reader)
+
+    def begin(self) -> None:
+        super().begin()
+        self.reader.headers_end = None
+
+
+class _TimedHandler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    def __init__(self, budget: Budget):
+        urllib.request.HTTPSHandler.__init__(self)
+        self.response_class = functools.partial(_TimedResponse, budget=budget)
+
+    def do_open(self, http_class, req, **http_conn_args):
+        def connect(*args, **kwargs):
+            connection = http_class(*args, **kwargs)
+            connection.response_class = self.response_class
+            return connection
+
+        return super().do_open(connect, req, **http_conn_args)
+
+
+def _patience(budget: Budget) -> float:
+    """Seconds to wait for what a server sends next; never 0, which a socket takes for "do not wait at all"."""
+    return max(0.001, min(budget.limits.url_timeout, budget.seconds_left()))
+
+
+def _opener(budget: Budget) -> urllib.request.OpenerDirector:
+    """Like urllib's own, but within `budget` and without ftp, file and data, to which a server could redirect."""
     opener = urllib.request.OpenerDirector()
+    opener.add_handler(_TimedHandler(budget))
     for handler in (
         urllib.request.ProxyHandler,
         urllib.request.UnknownHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
         urllib.request.HTTPDefaultErrorHandler,
         urllib.request.HTTPRedirectHandler,
         urllib.request.HTTPErrorProcessor,
