@@ -11,7 +11,7 @@ from transformers import (
     GenerationConfig,
 )
 
-from tiny_models import PATCH_DIM, ROW, TEXT_CONFIGS, VIDEO, tiny_batch, tiny_config, tiny_model
+from tiny_models import CACHE_NAME, PATCH_DIM, ROW, TEXT_CONFIGS, VIDEO, tiny_batch, tiny_config, tiny_model
 from video_panda_hf import (
     VideoPandaConfig,
     VideoPandaForConditionalGeneration,
@@ -204,7 +204,7 @@ class TestGeneration:
         continued = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            past_key_values=first.past_key_values,
+            **{CACHE_NAME: first[CACHE_NAME]},
             max_new_tokens=4,
             do_sample=False,
         )

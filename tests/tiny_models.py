@@ -1,12 +1,16 @@
 """Tiny models with random weights, and prompts for them, built where a test needs them."""
 
 import torch
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from video_panda_hf import VideoPandaConfig, VideoPandaForConditionalGeneration
 
 
 PATCH_DIM = 3 * 2 * 2
 VIDEO, ROW, EOS, PAD = 3, 4, 1, 2
+
+# The cache of the language model, as an argument and in outputs. transformers renamed it in 5.24.
+CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 TEXT_CONFIGS = {
     "llama": {"model_type": "llama"},
