@@ -1,7 +1,10 @@
 """Quantised loading: the LLM in few bits, STAB and projector in full precision without being named."""
 
+import importlib.metadata
+
 import pytest
 import torch
+from packaging.version import Version
 from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
@@ -93,6 +96,8 @@ def test_without_its_lm_head_it_is_quantised_alike():
 
 def test_a_quantised_model_is_saved_and_loaded_as_it_is(tmp_path):
     quantised = load(quantization_config=int8_torchao())
+    if Version(importlib.metadata.version("torchao")) < Version("0.17"):
+        pytest.skip("torchao writes 8-bit weights to safetensors since 0.17, which needs a newer torch than 2.6")
     quantised.save_pretrained(tmp_path)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     ids = torch.arange(5, 40)[None]
