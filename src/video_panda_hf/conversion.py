@@ -358,7 +358,7 @@ def check_complete(copies: dict, expected: dict, config: VideoPandaConfig) -> di
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tower = VideoPandaVisionModel._from_config(config.vision_config, dtype=torch.float32)
+        tower = VideoPandaVisionModel(config.vision_config).float()
     filled = {name for key, stored in copies.items() for name in parts_of(key, stored[0])}
     values = {f"model.vision_tower.{name}": value for name, value in tower.state_dict().items()}
     fresh = {name: value for name, value in values.items() if name not in filled}

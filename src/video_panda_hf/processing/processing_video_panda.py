@@ -5,10 +5,8 @@ import inspect
 import re
 from pathlib import Path
 
-from transformers import AutoTokenizer
-from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
-from transformers.tokenization_utils_base import AddedToken
+from transformers import AddedToken, AutoTokenizer, BatchFeature, ProcessingKwargs, ProcessorMixin
+from transformers.processing_utils import Unpack
 from transformers.utils.chat_template_utils import render_jinja_template
 from transformers.video_utils import VideoInput
 

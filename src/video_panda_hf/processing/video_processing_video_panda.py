@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
-from transformers.image_processing_utils import BatchFeature
+from transformers import BaseVideoProcessor, BatchFeature, TensorType, VideosKwargs
 from transformers.image_utils import (
     OPENAI_CLIP_MEAN,
     OPENAI_CLIP_STD,
@@ -20,9 +20,7 @@ from transformers.image_utils import (
     SizeDict,
     infer_channel_dimension_format,
 )
-from transformers.processing_utils import Unpack, VideosKwargs
-from transformers.utils import TensorType
-from transformers.video_processing_utils import BaseVideoProcessor
+from transformers.processing_utils import Unpack
 from transformers.video_utils import VideoMetadata
 
 from .decoding import decode_video
