@@ -117,6 +117,23 @@ def test_with_logits_only_where_labels_are_the_loss_is_the_same():
     torch.testing.assert_close(averaged, some.loss * learned.sum() / 7)
 
 
+def test_what_a_mixture_of_experts_returns_besides_is_left_out():
+    """Router logits here. Asked for or not, it sees videos, learns and answers."""
+    model, batch = tiny_model("mixtral"), tiny_batch([[(4, 4, 8)], []])
+    states = model.model.language_model(batch["input_ids"])
+    assert len(states.router_logits) == 2  # or else this tests nothing
+    output = model(**batch, labels=batch["input_ids"], output_router_logits=True)
+    assert "router_logits" not in output and output.logits.isfinite().all()
+    output.loss.backward()
+    routers = [weight for name, weight in model.named_parameters() if name.endswith("mlp.gate.weight")]
+    assert len(routers) == 2 and all(weight.grad.any() for weight in routers)
+    answers = [
+        model.generate(**batch, max_new_tokens=4, do_sample=False, **how)
+        for how in ({}, {"use_cache": False}, {"cache_implementation": "static"})
+    ]
+    assert torch.equal(answers[0], answers[1]) and torch.equal(answers[0], answers[2])
+
+
 class TestGeneration:
     @pytest.mark.parametrize(
         "how",

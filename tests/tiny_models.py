@@ -16,6 +16,7 @@ TEXT_CONFIGS = {
     "llama": {"model_type": "llama"},
     "qwen3": {"model_type": "qwen3", "head_dim": 8, "tie_word_embeddings": True},
     "smollm3": {"model_type": "smollm3", "no_rope_layer_interval": 2},
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "output_router_logits": True},
 }
 
 
