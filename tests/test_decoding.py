@@ -117,6 +117,7 @@ MATRIX = [
     VideoSpec("mpeg4_odd_size.mov", "mpeg4", width=95, height=63),
     VideoSpec("mpeg2.ts", "mpeg2video", b_frames=2),
     VideoSpec("mpeg2.mpg", "mpeg2video", container="vob", b_frames=2),
+    VideoSpec("mpeg2.mov", "mpeg2video", b_frames=2),
     VideoSpec("mpeg2.mkv", "mpeg2video", b_frames=2),
     VideoSpec("mpeg2_interlaced.ts", "mpeg2video", b_frames=2, options={"flags": "+ildct+ilme"}),
     VideoSpec("mpeg1.mpg", "mpeg1video", b_frames=2),
@@ -302,6 +303,19 @@ def test_the_same_recording_twice_in_a_row_has_the_frames_of_both(name, made):
     frames, metadata = decode_video(data + data)
     assert [read_number(frame) for frame in frames] == [*range(48), *range(48)]
     assert metadata.total_num_frames == 96
+
+
+@pytest.mark.parametrize(
+    "name", ["b_frames.mp4", "no_b_frames.mp4", "hevc.mp4", "vp9.mp4", "av1.mp4", "mpeg4.mp4", "mpeg2.mov", "h263.3gp"]
+)
+def test_frames_are_right_and_in_order_without_a_table_of_key_frames(name, made):
+    """A container without it calls every packet a key frame."""
+    data = made(name).read_bytes()
+    assert data.count(b"stss") == 1
+    for strict in (True, False):
+        for wanted in (range(48), [30, 7, 41, 20]):
+            frames, _ = decode_video(data.replace(b"stss", b"free"), lambda _, wanted=wanted: wanted, strict=strict)
+            assert [read_number(frame) for frame in frames] == list(wanted)
 
 
 @pytest.mark.parametrize("packets_lost", [0, 5])

@@ -199,8 +199,11 @@ READ_AT_RANDOM = """
 import sys, warnings
 import numpy as np, torch
 from video_panda_hf.processing.decoding import decode_video
+from video_panda_hf.processing.decoding_index import FrameIndex
 warnings.simplefilter("ignore")
 path = sys.argv[1]
+index_of = FrameIndex.of
+FrameIndex.of = lambda pts, dts, is_key, *others: index_of(pts, dts, np.ones_like(is_key), *others)
 torch.set_num_threads(1)
 everything, _ = decode_video(path, strict=False)
 torch.set_num_threads(4)

@@ -17,6 +17,8 @@ from .decoding_source import demux
 _TIMED_CONTAINERS = {"mov", "matroska", "mpegts", "flv", "asf", "ivf", "gif", "nut", "ogg"}
 # Codecs that code each field of an interlaced picture in a packet of its own, if the encoder likes.
 _FIELD_CODECS = {"h264", "hevc", "vc1"}
+# Codecs whose packets the demuxer may call key frames by what the container says alone, not by what is in them.
+_UNCHECKED_CODECS = {"hevc", "mpeg1video", "mpeg2video", "mpeg4", "h263"}
 _NOT_CODED_VOP = 8  # bytes; a smaller MPEG-4 packet says "nothing here" (vop_coded = 0) and gives no frame
 _PROGRESSIVE = (0, 1)  # AVFieldOrder unknown and progressive
 _UNKNOWN, _NEVER = np.iinfo(np.int64).min, np.iinfo(np.int64).max
@@ -147,6 +149,8 @@ def _index_from_header(container: InputContainer, stream: VideoStream) -> FrameI
         is_key.append(entry.is_keyframe)
         shown.append(not entry.is_discard)
     dts, is_key, shown = np.array(dts), np.array(is_key, dtype=bool), np.array(shown, dtype=bool)
+    if is_key.all() and not stream.codec_context.codec.intra_only:  # as if its table of key frames were missing
+        return None
     if len(dts) < 2 or not is_key[0] or not shown.any() or (np.diff(dts) <= 0).any():
         return None
     listed = dts[-1] - dts[shown][0] + (dts[-1] - dts[-2])
@@ -176,6 +180,8 @@ def _index_from_packets(container: InputContainer, stream: VideoStream, budget: 
     shown &= pts >= pts[0]  # what is shown before the first key frame was cut off from what it refers to
     if not shown.any() or len(np.unique(pts[shown])) < shown.sum():
         return None
+    if is_key.all() and stream.codec_context.name in _UNCHECKED_CODECS:
+        is_key[1:] = False
     is_key &= _begins_a_group(pts, is_key)
     return FrameIndex.of(pts, dts, is_key, shown, int(end - pts[shown].min()))
 
