@@ -422,6 +422,26 @@ def test_training_uses_nothing_deprecated(tmp_path, teacher_folder):
             trainer.create_model_card()
 
 
+def test_the_model_card_has_settings_and_a_row_for_each_evaluation(tmp_path):
+    trainer = make_trainer(tmp_path, eval_strategy="steps", eval_steps=1, gradient_accumulation_steps=2)
+    trainer.train()
+    trainer.evaluate()
+    trainer.create_model_card(tags="clips")
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    for line in ("* learning_rate: 0.001", "* optim: adamw_torch", "* max_steps: 2", "* batch_size: 4", "- clips"):
+        assert line in card, line
+    assert not any(
+        f"* {name}: " in card for name in ("distillation_weight", "remove_unused_columns", "num_train_epochs")
+    )
+    log = [entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry]
+    rows = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ")]
+    assert ["Step", "Epoch", "Training Loss", "Validation Loss"] in rows
+    for training, evaluation in (log[:2], log[2:4]):
+        losses = [f"{training['loss']:.4g}", f"{evaluation['eval_loss']:.4g}"]
+        assert any(row[0] == str(training["step"]) and row[2:] == losses for row in rows)
+    assert f"| Loss | {log[-1]['eval_loss']:.4g} |" in card
+
+
 def test_a_deprecated_name_is_noticed(tmp_path):
     if not hasattr(TrainingArguments, "activation_checkpointing"):
         pytest.skip("this transformers has the old name alone")
