@@ -66,7 +66,9 @@ def is_ours(frame) -> bool:
 
 
 def package_of(file: str) -> str | None:
-    """The package that a file is of, "ours", or `None` for the standard library and for generated code."""
+    """The package that a file is of, "ours", or `None` for what only passes a call on: torch, the standard library and
+    generated code."""
     if PACKAGES in file:
-        return file.split(PACKAGES)[1].strip("/\\").replace("\\", "/").split("/")[0]
+        package = file.split(PACKAGES)[1].strip("/\\").replace("\\", "/").split("/")[0]
+        return None if package == "torch" else package
     return "ours" if file.startswith(REPOSITORY) and file != __file__ else None
