@@ -3,6 +3,7 @@
     nox --list                  what there is
     nox                         the whole matrix, one cell after the other
     nox -s newest-3.12          one cell; `-- keep` leaves its environment in `.nox`
+    nox -s exchange             checkpoints between the newest and the oldest release
     nox -s compatibility        results → docs/compatibility.md
 
 A Python that is not on this machine is skipped. An environment takes about 6 GB and is deleted after its cell.
@@ -75,6 +76,21 @@ def smoke(session):
             session.error("README's question has another answer")
         install(session, ".[test]")
         session.run("pytest", "-n", "2", *matrix.SMOKE_TESTS)
+
+
+@nox.session(python=[matrix.OLDEST_PYTHON])
+def exchange(session):
+    """Checkpoints saved with their code by the newest release answer under the oldest, and the reverse."""
+    with fresh_copy(session) as copy, session.chdir(copy):
+        install(session, ".[test]")
+        constraints = copy.parent / "oldest.txt"
+        constraints.write_text(matrix.oldest((copy / "setup.cfg").read_text()))
+        other = copy.parent / "oldest"
+        session.run("python", "-m", "venv", str(other))
+        oldest_python = str(other / "bin" / "python")
+        pip = [oldest_python, "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
+        session.run(*pip, *matrix.requirements((copy / "setup.cfg").read_text()), external=True)
+        session.run("pytest", "tests/test_between_releases.py", env={"OTHER_PYTHON": oldest_python})
 
 
 @nox.session(venv_backend="none")
