@@ -307,6 +307,26 @@ def test_one_frame_is_a_video(tmp_path):
         assert metadata.total_num_frames == 1 and metadata.fps > 0 and metadata.duration > 0
 
 
+@pytest.mark.parametrize("name, codec", [("one.flv", "flv"), ("one.asf", "wmv2"), ("one.mkv", "libx264")])
+def test_one_frame_need_not_tell_how_long_it_is_shown(name, codec, tmp_path):
+    path = VideoSpec(name, codec, frames=1).write(tmp_path)
+    for window in ({}, {"start": 0.0}):
+        frames, metadata = decode_video(path, **window)
+        assert [read_number(frame) for frame in frames] == [0]
+        assert metadata.duration == pytest.approx(0.04, abs=0.01) and metadata.fps == pytest.approx(25, abs=5)
+
+
+def test_a_header_need_not_tell_the_duration(tmp_path):
+    path = VideoSpec("short.mp4", "libx264", frames=12).write(tmp_path)
+    data = bytearray(path.read_bytes())
+    place = data.index(b"mdhd") + 20  # after the version, the flags, two dates and the ticks of a second
+    assert int.from_bytes(data[place - 4 : place], "big") * 12 / 25 == int.from_bytes(data[place : place + 4], "big")
+    data[place : place + 4] = bytes(4)
+    frames, metadata = decode_video(bytes(data))
+    assert [read_number(frame) for frame in frames] == list(range(12))
+    assert metadata.duration == pytest.approx(12 / 25) and metadata.fps == pytest.approx(25)
+
+
 @pytest.mark.parametrize("name, codec", [("pixel.mkv", "ffv1"), ("pixel.webm", "libvpx-vp9"), ("pixel.mp4", "mpeg4")])
 def test_one_pixel_is_a_video(name, codec, tmp_path):
     frames, _ = decode_video(VideoSpec(name, codec, frames=5, width=1, height=1).write(tmp_path))

@@ -20,6 +20,7 @@ _FIELD_CODECS = {"h264", "hevc", "vc1"}
 # Codecs whose packets the demuxer may call key frames by what the container says alone, not by what is in them.
 _UNCHECKED_CODECS = {"hevc", "mpeg1video", "mpeg2video", "mpeg4", "h263"}
 _NOT_CODED_VOP = 8  # bytes; a smaller MPEG-4 packet says "nothing here" (vop_coded = 0) and gives no frame
+DEFAULT_RATE = 25  # frames per second where a file tells nothing
 _PROGRESSIVE = (0, 1)  # AVFieldOrder unknown and progressive
 _UNKNOWN, _NEVER = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
@@ -154,7 +155,7 @@ def _index_from_header(container: InputContainer, stream: VideoStream) -> FrameI
     if len(dts) < 2 or not is_key[0] or not shown.any() or (np.diff(dts) <= 0).any():
         return None
     listed = dts[-1] - dts[shown][0] + (dts[-1] - dts[-2])
-    if stream.duration is None or abs(stream.duration - listed) > max(0.05 * listed, 1 / stream.time_base):
+    if not stream.duration or abs(stream.duration - listed) > max(0.05 * listed, 1 / stream.time_base):
         return None  # more packets follow in fragments, or the header is not to be trusted
     return FrameIndex.of(np.full(len(dts), _UNKNOWN), dts, is_key, shown, stream.duration)
 
@@ -183,7 +184,11 @@ def _index_from_packets(container: InputContainer, stream: VideoStream, budget: 
     if is_key.all() and stream.codec_context.name in _UNCHECKED_CODECS:
         is_key[1:] = False
     is_key &= _begins_a_group(pts, is_key)
-    return FrameIndex.of(pts, dts, is_key, shown, int(end - pts[shown].min()))
+    first, last = pts[shown].min(), pts[shown].max()
+    if end == last:  # the last packet does not tell how long it is shown
+        rate = stream.average_rate or DEFAULT_RATE
+        end += max(1, round((last - first) / (shown.sum() - 1) if last > first else 1 / (rate * stream.time_base)))
+    return FrameIndex.of(pts, dts, is_key, shown, int(end - first))
 
 
 def _is_hidden(packet: av.Packet) -> bool:

@@ -24,12 +24,11 @@ from .decoding_errors import (
     errors_of,
 )
 from .decoding_groups import WORTH_A_SEEK, GroupDecoder, PacketDecoder, Run, decoding_threads, prepare_decoder
-from .decoding_index import cut_off, index_frames
+from .decoding_index import DEFAULT_RATE, cut_off, index_frames
 from .decoding_pixels import PictureConverter
 from .decoding_source import VideoSource, as_file, breaks_off, demux, is_webp, open_source, open_video, reopened
 
 
-DEFAULT_RATE = 25.0  # frames per second where a file tells nothing
 WORTH_A_DECODER = 64  # frames to decode for another decoder to be worth its opening
 KEPT_BYTES = 128 * 2**20  # decoded frames to keep: of a linear pass, so as not to decode twice, or of several decoders
 
