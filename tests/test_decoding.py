@@ -531,7 +531,7 @@ def test_data_loader_workers_decode(start_method, made):
     paths = [made(name) for name in ("b_frames.mp4", "h264.mkv", "vp9.mp4", "mpeg4.avi")]
     decode_video(paths[0])  # the parent has decoded before the fork
     loader = DataLoader(
-        NumbersOfVideos(paths), batch_size=None, num_workers=2, multiprocessing_context=start_method, timeout=60
+        NumbersOfVideos(paths), batch_size=None, num_workers=2, multiprocessing_context=start_method, timeout=300
     )
     assert list(loader) == [[7, 20, 41]] * 4
 
