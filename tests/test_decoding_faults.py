@@ -18,9 +18,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image, PngImagePlugin
 
 from video_files import VideoSpec, read_number
-from video_panda_hf.processing import decoding_readers
+from video_panda_hf.processing import VideoPandaVideoProcessor, decoding_http, decoding_readers
 from video_panda_hf.processing.decoding import decode_video
 from video_panda_hf.processing.decoding_errors import (
     Budget,
@@ -429,6 +430,31 @@ class Server(BaseHTTPRequestHandler):
             self.wfile.write(piece)
             self.wfile.flush()
 
+    def closing(self, name):
+        """Promises the file, by ranges or as a whole, and closes the connection after three fifths."""
+        kind, name = name.split("/")
+        data = (self.folder / name).read_bytes()
+        first = int(self.headers["Range"].removeprefix("bytes=").rstrip("-")) if kind == "range" else 0
+        ranges = {"Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"} if kind == "range" else {}
+        self.start(206 if kind == "range" else 200, len(data) - first, **ranges)
+        self.wfile.write(data[first : len(data) * 3 // 5])
+
+    def odd(self, name):
+        """Headers that say nothing, or another thing than what was asked for."""
+        kind, name = name.split("/")
+        data = (self.folder / name).read_bytes()
+        later = self.headers["Range"] != "bytes=0-"
+        if kind == "length":
+            self.send_response(200)
+            self.send_header("Content-Length", "abc")
+            self.end_headers()
+        elif kind == "whole" and later:
+            self.start(200, len(data))
+        else:
+            total = {"star": "*", "none": "", "whole": len(data)}[kind]
+            self.start(206, len(data), **({"Content-Range": f"bytes 0-{len(data) - 1}/{total}"} if total else {}))
+        self.wfile.write(data)
+
     def chunks(self, name):
         self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         while not self.patience.wait(0.1):
@@ -505,6 +531,53 @@ def test_the_time_limits_hold_before_a_server_has_answered(path, url):
         with pytest.raises(VideoNetworkError, match="timed out"):
             decode_video(f"{url}/{path}", limits=DecodeLimits(url_timeout=0.5))
         assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("path", ["range/h264.mkv", "plain/h264.mkv", "range/h264.mp4", "plain/h264.mp4"])
+def test_a_connection_that_closes_early_is_an_error(path, url):
+    with pytest.raises(VideoNetworkError, match="closed the connection after"):
+        decode_video(f"{url}/closing/{path}")
+
+
+@pytest.mark.parametrize("kind", ["star", "none"])
+def test_ranges_that_say_nothing_are_an_error(kind, url):
+    with pytest.raises(VideoNetworkError, match="Content-Range"):
+        decode_video(f"{url}/odd/{kind}/h264.mp4")
+
+
+def test_a_later_answer_with_the_whole_file_is_not_taken_for_a_part_of_it(url, monkeypatch):
+    monkeypatch.setattr(decoding_http, "_WORTH_A_REQUEST", 0)
+    with decoding_http.HttpFile(f"{url}/odd/whole/h264.mp4", Budget("clip", DecodeLimits())) as file:
+        file.read(10)
+        file.seek(1000)
+        for _ in range(2):
+            with pytest.raises(VideoNetworkError, match="another part of the file"):
+                file.read(10)
+
+
+def test_a_length_that_is_no_number_does_not_matter(folder, url):
+    frames, _ = decode_video(f"{url}/odd/length/h264.mp4")
+    np.testing.assert_array_equal(frames, decode_video(folder / "h264.mp4")[0])
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["http://[::1/clip.mp4", "clip\0.mp4", "clip\0.png", "data:video/mp4;base64,Bä==", "http://[::1/photo.png"],
+    ids=["address", "path", "picture", "base64", "address of a picture"],
+)
+def test_names_that_cannot_be_are_the_documented_error(source):
+    with pytest.raises(VideoDecodeError):
+        decode_video(source)
+    with pytest.raises(VideoDecodeError):
+        VideoPandaVideoProcessor()([source])
+
+
+def test_a_picture_with_too_much_text_is_the_documented_error(tmp_path):
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("Comment", "x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "notes.png", pnginfo=notes)
+    with pytest.raises(VideoDecodeError):
+        VideoPandaVideoProcessor()([tmp_path / "notes.png"])
 
 
 def test_other_kinds_of_url_are_refused():

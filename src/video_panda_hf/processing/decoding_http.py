@@ -4,6 +4,7 @@ import functools
 import http.client
 import io
 import os
+import re
 import socket
 import time
 import urllib.request
@@ -12,13 +13,17 @@ from .decoding_errors import Budget, VideoDecodeError, VideoNetworkError, check_
 
 
 _WORTH_A_REQUEST = 2**20  # bytes to be skipped for a new request to be cheaper than reading on
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)", re.IGNORECASE)
 
 
 class HttpFile(io.RawIOBase):
     """A file behind an http(s) URL, read by ranges. A server that sends no ranges is read into memory as a whole.
 
+    `failure` is what went wrong, if anything did. Every later read raises it again. Look at it in the end: FFmpeg may
+    take a failed read for the end of the file.
+
     Raises:
-        VideoNetworkError: if the server refuses, is too slow, or the URL is not http(s).
+        VideoNetworkError: if the server refuses, is too slow, closes the connection early, or the URL is not http(s).
         VideoLimitError: if the file, or what is read of it, is larger than `DecodeLimits.max_url_bytes`.
     """
 
@@ -27,16 +32,20 @@ class HttpFile(io.RawIOBase):
         self.position = 0
         self.response: http.client.HTTPResponse | None = None
         self.whole: io.BytesIO | None = None
+        self.failure: VideoNetworkError | None = None
         self._request()
-        if self.response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            self.size = int(self.response.headers.get("Content-Length") or 0)
+        if self.response.status == http.HTTPStatus.PARTIAL_CONTENT:
+            self.size = self._size_of_range()
+            self._check_size()
+        else:
+            declared = self.response.length  # None where the server does not tell
+            self.size = declared or 0
             self._check_size()
             self.whole = io.BytesIO(self._read_all())
             self.size = self.whole.seek(0, os.SEEK_END)
             self.position = 0
-        else:
-            self.size = int(self.response.headers.get("Content-Range", "").rpartition("/")[2])
-            self._check_size()
+            if declared is not None and self.size < declared:
+                raise self._error(f"it closed the connection after {self.size:,} of {declared:,} bytes")
 
     def readable(self) -> bool:
         return True
@@ -63,15 +72,29 @@ class HttpFile(io.RawIOBase):
             data = self.whole.read(size)
             self.position += len(data)
             return data
+        if self.failure is not None:
+            raise self.failure
         if self.position >= self.size:
             return b""
         if self.response is None:
             self._request()
-        return self._receive(min(size, self.size - self.position) if size >= 0 else self.size - self.position)
+            if self.response.status != http.HTTPStatus.PARTIAL_CONTENT or self._size_of_range() != self.size:
+                raise self._error("it answered for another part of the file, or the file has changed")
+        data = self._receive(min(size, self.size - self.position) if size >= 0 else self.size - self.position)
+        if not data and size != 0:
+            raise self._error(f"it closed the connection after {self.position:,} of {self.size:,} bytes")
+        return data
 
     def close(self) -> None:
         self._hang_up()
         super().close()
+
+    def _size_of_range(self) -> int:
+        """The size of the whole file, told by an answer that begins at `position`."""
+        found = _CONTENT_RANGE.fullmatch(self.response.headers.get("Content-Range", ""))
+        if found is None or int(found[1]) != self.position:
+            raise self._error(f"it answered with Content-Range: {self.response.headers.get('Content-Range')}")
+        return int(found[2])
 
     def _read_all(self) -> bytes:
         parts = []
@@ -85,19 +108,19 @@ class HttpFile(io.RawIOBase):
             data = self.response.read1(size)
         except (OSError, http.client.HTTPException) as error:
             self.budget.spend()  # whose error http.client may have replaced
-            raise VideoNetworkError(self._message(error)) from error
+            raise self._error(error) from error
         self.position += len(data)
         self.budget.spend(len(data))
         return data
 
     def _request(self) -> None:
-        request = urllib.request.Request(self.url, headers={"Range": f"bytes={self.position}-"})
         try:
+            request = urllib.request.Request(self.url, headers={"Range": f"bytes={self.position}-"})
             self.response = _opener(self.budget).open(request, timeout=_patience(self.budget))
         except VideoDecodeError:
             raise
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise VideoNetworkError(self._message(error)) from error
+            raise self._error(error) from error
 
     def _hang_up(self) -> None:
         if self.response is not None:
@@ -112,11 +135,13 @@ class HttpFile(io.RawIOBase):
             self._hang_up()
             raise
 
-    def _message(self, error: Exception) -> str:
-        return (
-            f"{self.budget.video}: the server did not deliver the video ({error}). "
+    def _error(self, reason: Exception | str) -> VideoNetworkError:
+        self._hang_up()
+        self.failure = VideoNetworkError(
+            f"{self.budget.video}: the server did not deliver the video ({reason}). "
             "Check the URL, raise `DecodeLimits.url_timeout`, or download the video first."
         )
+        return self.failure
 
 
 class _TimedReader(io.RawIOBase):

@@ -4,14 +4,13 @@ import os
 import re
 from contextlib import ExitStack
 from pathlib import PurePosixPath
-from urllib.parse import urlparse
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .decoding_errors import Budget, CorruptVideoError, DecodeLimits, VideoDecodeError, check_picture_size, errors_of
 from .decoding_readers import open_reader
-from .decoding_source import VideoSource, as_file, describe, open_source
+from .decoding_source import VideoSource, as_file, describe, is_url, open_source
 
 
 PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -39,6 +38,8 @@ def decode_picture(source: VideoSource, limits: DecodeLimits | None = None) -> n
             picture = Image.open(file, formats=PICTURE_FORMATS)
         except (UnidentifiedImageError, Image.DecompressionBombError):  # the decoder says what these are
             return None
+        except ValueError as error:  # more text in it than Pillow takes
+            raise CorruptVideoError(f"{budget.video}: cannot be read as a picture ({error}).") from error
         if picture.format in ("PNG", "WEBP") and picture.is_animated:
             return None
         check_picture_size(budget.video, picture.height, picture.width, budget.limits)
@@ -57,7 +58,7 @@ def decode_picture(source: VideoSource, limits: DecodeLimits | None = None) -> n
 def has_picture_name(item) -> bool:
     if not isinstance(item, (str, os.PathLike)):
         return False
-    path = urlparse(item).path if isinstance(item, str) else os.fspath(item)
+    path = re.split(r"[?#]", item)[0] if is_url(item) else os.fspath(item)
     return PurePosixPath(path).suffix.lower() in PICTURE_SUFFIXES
 
 

@@ -1,7 +1,6 @@
 """Opens a video from a path, a URL, bytes or a file object, and trusts none of them."""
 
 import base64
-import binascii
 import io
 import os
 import stat
@@ -22,6 +21,7 @@ from .decoding_errors import (
     NotAVideoError,
     UnsupportedCodecError,
     VideoNetworkError,
+    VideoNotFoundError,
     VideoUnreadableError,
     check_limit,
     errors_of,
@@ -86,6 +86,8 @@ def open_source(source: VideoSource, budget: Budget) -> Iterator[str | BinaryIO]
             raise VideoNetworkError(f"{video}: URLs of kind {scheme!r} are not read, only http and https.")
         with HttpFile(source, budget) as file:
             yield file
+            if file.failure is not None:
+                raise file.failure
     elif isinstance(source, (str, os.PathLike)):
         with errors_of(video):
             _check_size(_file_size(source, video), video, limits)
@@ -205,12 +207,15 @@ def _data_of(url: str, video: str, limits: DecodeLimits) -> bytes:
     _check_size(len(data) * 3 // 4, video, limits)
     try:
         return base64.b64decode(data, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # also for what is not ASCII
         raise VideoUnreadableError(f"{video}: is not valid base64 ({error}).") from error
 
 
 def _file_size(path: str | os.PathLike, video: str) -> int:
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except ValueError as error:  # a NUL in it
+        raise VideoNotFoundError(f"{video}: is not a path ({error}).") from error
     if stat.S_ISDIR(status.st_mode):
         raise VideoUnreadableError(f"{video}: is a directory. Pass the path of one video file.")
     if not stat.S_ISREG(status.st_mode):
