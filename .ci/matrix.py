@@ -178,7 +178,7 @@ def compatibility_page(rows: dict[str, dict], earlier: str = "") -> str:
 Each row is the last result of a cell of the matrix: README's two commands, as they are written there, in a fresh
 environment. `newest` takes the newest packages that `setup.cfg` admits and that run on this Python, `oldest` the lower
 bound of each, `canary` the newest without the upper bounds; a canary may fail. `ask` is README's first question.
-Passed, failed and skipped are numbers of tests; seconds are for the whole cell.
+Passed, failed and skipped are numbers of tests, passed ones with their subtests; seconds are for the whole cell.
 
 {table}
 
