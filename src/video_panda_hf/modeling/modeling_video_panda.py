@@ -433,7 +433,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
                 )
             if encoded is not None or max(setting("num_beams") or 1, setting("num_return_sequences") or 1) > 1:
                 # transformers repeats the rows of every tensor for beams, but packed patches have no row per prompt.
-                # And before 5.23 it hands `mm_encoder_outputs` over again at every step.
+                # And 5.16 hands `mm_encoder_outputs` over again at every step.
                 videos = [kwargs.pop(name, None) for name in ("pixel_values_videos", "video_grid_thw")]
                 kwargs.pop("mm_encoder_outputs", None)
                 features = (encoded or self.get_video_features(*videos, return_dict=True)).pooler_output
