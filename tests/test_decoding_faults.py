@@ -1,6 +1,7 @@
 """Broken, hostile and odd sources end in frames or in a `VideoDecodeError`, within bounds, and leave nothing open."""
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -166,22 +167,60 @@ def test_a_damaged_container_ends_there_in_lenient_mode():
         list(demux(DamagedContainer(), None, Budget("a.flv", DecodeLimits(), strict=True)))
 
 
-@pytest.mark.parametrize("name", ["fast_start.mp4", "h264.mkv", "hevc.mp4"])
-def test_damage_in_the_middle_is_told_and_can_be_passed_over(name, folder):
-    data = bytearray((folder / name).read_bytes())
+def damaged_in_the_middle(path: Path) -> bytes:
+    """The bytes of a video whose 21st packet is zeros but for its first five bytes."""
+    data = bytearray(path.read_bytes())
     with av.open(io.BytesIO(data)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
     hurt = packets[20]
     place = data.find(bytes(hurt))
     data[place + 5 : place + hurt.size] = bytes(hurt.size - 5)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("name", ["fast_start.mp4", "h264.mkv", "hevc.mp4"])
+def test_damage_in_the_middle_is_told_and_can_be_passed_over(name, folder):
+    data = damaged_in_the_middle(folder / name)
     with pytest.raises(CorruptVideoError, match=r"damaged|cannot be decoded"):
-        decode_video(bytes(data))
+        decode_video(data)
     with pytest.warns(VideoDecodeWarning):
-        frames, _ = decode_video(bytes(data), strict=False)
+        frames, _ = decode_video(data, strict=False)
     assert len(frames) == 48
     assert [read_number(frame) for frame in frames[:8]] == list(range(8))
-    before, _ = decode_video(bytes(data), lambda _: [2, 5])  # damage elsewhere does not matter
+    before, _ = decode_video(data, lambda _: [2, 5])  # damage elsewhere does not matter
     assert [read_number(frame) for frame in before] == [2, 5]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted by Linux's /proc")
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_no_thread_of_a_decoder_outlives_the_call(is_damaged, strict, tmp_path):
+    """A forked worker has none of its parent's threads: it would wait forever when it frees such a decoder."""
+    open_gop = {"x264-params": "open-gop=1:keyint=12:scenecut=0"}
+    options = {"bf": "3", "b-pyramid": "normal", **open_gop}  # frame 29 takes more than one attempt
+    path = VideoSpec("open_gop.mp4", "libx264", options=options).write(tmp_path)
+    data = damaged_in_the_middle(path) if is_damaged else path.read_bytes()
+
+    def threads():
+        return {path.name for path in Path("/proc/self/task").iterdir()}
+
+    gc.collect()
+    gc.disable()
+    try:
+        before, kept = threads(), []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VideoDecodeWarning)
+            try:
+                decode_video(data, lambda _: range(18, 24) if is_damaged else [29], strict=strict)
+            except CorruptVideoError as error:
+                kept.append(error)
+        assert len(kept) == (strict and is_damaged)
+        deadline = time.monotonic() + 5  # the system lists a thread for a moment after it has ended
+        while not threads() <= before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert threads() <= before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("strict", [True, False])

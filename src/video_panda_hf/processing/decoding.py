@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from transformers.video_utils import VideoMetadata
 
-from .decoding_errors import Budget, DecodeLimits, check_limit, errors_of
+from .decoding_errors import Budget, DecodeLimits, check_limit, errors_of, let_go_of_decoders
 from .decoding_readers import FrameReader, open_reader
 from .decoding_source import VideoSource, describe
 
@@ -48,11 +48,23 @@ def decode_video(
         VideoDecodeError: of the kind that tells what is wrong with the video.
         IndexError: if a wanted frame does not exist.
     """
-    limits = limits or DecodeLimits()
+    try:
+        return _decode_video(source, sample_indices_fn, (start, end), limits or DecodeLimits(), strict)
+    except BaseException as error:
+        let_go_of_decoders(error)
+        raise
+
+
+def _decode_video(
+    source: VideoSource,
+    sample_indices_fn: SampleIndicesFn | None,
+    window: tuple[float | None, float | None],
+    limits: DecodeLimits,
+    strict: bool,
+) -> tuple[np.ndarray, VideoMetadata]:
     budget = Budget(describe(source), limits, strict)
-    has_window = start is not None or end is not None
-    with open_reader(source, budget, all_times=has_window) as reader:
-        first, count, duration = _window(reader, start, end)
+    with open_reader(source, budget, all_times=window != (None, None)) as reader:
+        first, count, duration = _window(reader, *window)
         metadata = _metadata(reader, count, duration, limits)
         indices = _wanted_indices(sample_indices_fn, metadata)
         _check_output(budget.video, indices, metadata, limits)

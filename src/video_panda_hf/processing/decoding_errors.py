@@ -2,7 +2,8 @@
 
 import math
 import time
-from contextlib import contextmanager
+import traceback
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import av
@@ -144,6 +145,22 @@ def errors_of(video: str):
         ) from error
     except OSError as error:
         raise VideoUnreadableError(f"{video}: cannot be read ({_reason(error)}).") from error
+
+
+def let_go_of_decoders(error: BaseException) -> None:
+    """Clears the local variables of this package's functions that `error` passed through. That closes their decoders.
+
+    An error that is kept would otherwise keep the decoders, and these their threads. A forked process, such as a
+    worker of a DataLoader, has none of these threads and would wait for them forever when it frees the decoders.
+    """
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_globals.get("__package__") == __package__:
+                with suppress(RuntimeError):  # still running
+                    frame.clear()
+        error = error.__cause__ or error.__context__
 
 
 def _reason(error: Exception) -> str:

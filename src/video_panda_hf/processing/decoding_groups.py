@@ -116,7 +116,8 @@ class GroupDecoder(PacketDecoder):
 
     def decode(self, numbers: Iterable[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yields (number, frame) of these in any order, as far as they can be decoded."""
-        missing, damage = set(numbers), None
+        missing = set(numbers)
+        damage = None  # only the message: a kept error would keep the decoder alive
         # Some key frames need a start further back: one that refers to what came before (open GOP) fails the strict
         # checks of FFmpeg, one that begins a gradual refresh is whole only some frames later.
         for groups_back in (0, 1, len(self.index.keys)):
@@ -126,11 +127,11 @@ class GroupDecoder(PacketDecoder):
                         missing.remove(number)
                         yield number, frame
                 except CorruptVideoError as error:
-                    damage = error
+                    damage = str(error)
             if not missing:
                 return
         if damage:
-            raise damage
+            raise CorruptVideoError(damage)
 
     def runs(self, numbers: Iterable[int], groups_back: int = 0) -> Iterator[Run]:
         """The stretches to decode for these ascending numbers, each from `groups_back` groups before its own start."""
