@@ -90,7 +90,7 @@ def exchange(session):
         oldest_python = str(other / "bin" / "python")
         pip = [oldest_python, "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
         session.run(*pip, *matrix.requirements((copy / "setup.cfg").read_text()), external=True)
-        session.run("pytest", "tests/test_between_releases.py", env={"OTHER_PYTHON": oldest_python})
+        session.run("pytest", "tests/hub/test_between_releases.py", env={"OTHER_PYTHON": oldest_python})
 
 
 @nox.session(venv_backend="none")

@@ -38,12 +38,12 @@ COLUMNS = ["cell", "Python", *PACKAGES, "ask", "passed", "failed", "skipped", "s
 
 # What an upstream break shows first, without the extra `train`.
 SMOKE_TESTS = [
-    "tests/test_cli.py",
-    "tests/test_decoding.py",
-    "tests/test_decoding_faults.py",
-    "tests/test_modeling.py",
-    "tests/test_processor.py",
-    "tests/test_video_processor.py",
+    "tests/cli/test_cli.py",
+    "tests/decoding/test_decoding.py",
+    "tests/decoding/test_decoding_faults.py",
+    "tests/modeling/test_modeling.py",
+    "tests/processing/test_processor.py",
+    "tests/processing/test_video_processor.py",
 ]
 
 

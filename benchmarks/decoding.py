@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def decode_video_reader() -> Callable:
-    from video_panda_hf.processing.decoding import decode_video
+    from video_panda_hf.decoding.video import decode_video
 
     return lambda path: decode_video(path, evenly_spaced)
 

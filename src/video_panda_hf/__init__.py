@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from .assets import SHIPPED_CLIPS, SHIPPED_MODEL
+from .hub import register_code
 from .modeling import (
     VideoPandaConfig,
     VideoPandaForConditionalGeneration,
@@ -44,6 +45,7 @@ AutoModelForImageTextToText.register(VideoPandaConfig, VideoPandaForConditionalG
 AutoModelForMultimodalLM.register(VideoPandaConfig, VideoPandaForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(VideoPandaConfig, VideoPandaProcessor, exist_ok=True)
 AutoVideoProcessor.register(VideoPandaConfig, VideoPandaVideoProcessor, exist_ok=True)
+register_code()
 # Where `transformers serve` looks for what it can load and show videos to; registering adds nothing here.
 for names in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
     names["video_panda"] = VideoPandaForConditionalGeneration.__name__

@@ -10,8 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreame
 from transformers.utils import logging
 
 from .assets import SHIPPED_MODEL
-from .hub import push_folder
-from .modeling.hub_video_panda import HTTP_ERRORS
+from .hub import HTTP_ERRORS, push_folder
 from .version import __version__
 
 

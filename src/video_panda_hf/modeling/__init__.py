@@ -1,15 +1,27 @@
-"""The model: configuration, STAB, language-model wrapper. Knows nothing of files or text."""
+"""The model: configuration, STAB and what surrounds it. Knows nothing of files, text or the Hub."""
 
 from .configuration_video_panda import VideoPandaConfig, VideoPandaVisionConfig
-from .modeling_video_panda import VideoPandaForConditionalGeneration, VideoPandaModel
+from .layout_video_panda import enumerate_parts, lay_out
+from .modeling_video_panda import (
+    VideoPandaCausalLMOutputWithPast,
+    VideoPandaForConditionalGeneration,
+    VideoPandaModel,
+    VideoPandaProjector,
+    labels_after,
+)
 from .modeling_video_panda_vision import VideoPandaPreTrainedModel, VideoPandaVisionModel
 
 
 __all__ = [
+    "VideoPandaCausalLMOutputWithPast",
     "VideoPandaConfig",
     "VideoPandaForConditionalGeneration",
     "VideoPandaModel",
     "VideoPandaPreTrainedModel",
+    "VideoPandaProjector",
     "VideoPandaVisionConfig",
     "VideoPandaVisionModel",
+    "enumerate_parts",
+    "labels_after",
+    "lay_out",
 ]

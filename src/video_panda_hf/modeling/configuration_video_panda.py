@@ -1,54 +1,12 @@
 """Configuration of Video-Panda: STAB's sizes (`VideoPandaVisionConfig`) and the whole model (`VideoPandaConfig`)."""
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 
-if TYPE_CHECKING:  # transformers copies the modules that a saved object's module names, and so the model's with these
-    from .modeling_video_panda import VideoPandaForConditionalGeneration, VideoPandaModel  # noqa: F401
-
-
-class SavedWithCode:
-    """
-    A configuration that is saved with the model's code, and with an `auto_map` that tells the Auto classes of it. So
-    whoever has not installed the package loads what was saved by `trust_remote_code=True`.
-    """
-
-    _auto_class = "AutoConfig"
-    classes_by_auto_class = {}
-
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, include_code: bool = True, **kwargs):
-        """As `PreTrainedConfig`'s; `include_code=False` writes neither code nor `auto_map`."""
-        with self.saving_code(include_code):
-            self.__dict__.pop("auto_map", None)  # that of the checkpoint it was loaded from
-            if self._auto_class is not None:
-                self.auto_map = dict(self.classes_by_auto_class)
-            super().save_pretrained(save_directory, push_to_hub, **kwargs)
-
-    def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs) -> str:
-        """As `PreTrainedConfig`'s; `include_code=False` uploads neither code nor `auto_map`."""
-        with self.saving_code(include_code):
-            return super().push_to_hub(repo_id, **kwargs)
-
-    @contextmanager
-    def saving_code(self, include: bool):
-        """Whether saving in this context writes the code. A context without it has none with it inside."""
-        if include:
-            yield
-            return
-        self._auto_class = None
-        try:
-            yield
-        finally:
-            del self._auto_class
-
-
 @strict
-class VideoPandaVisionConfig(SavedWithCode, PreTrainedConfig):
+class VideoPandaVisionConfig(PreTrainedConfig):
     r"""
     Configuration of STAB, the Spatio-Temporal Alignment Block. The defaults are the released model's.
 
@@ -88,6 +46,7 @@ class VideoPandaVisionConfig(SavedWithCode, PreTrainedConfig):
 
     model_type = "video_panda_vision"
     base_config_key = "vision_config"
+    # For the `auto_map` of a checkpoint that is saved with its code.
     classes_by_auto_class = {
         "AutoConfig": "configuration_video_panda.VideoPandaVisionConfig",
         "AutoModel": "modeling_video_panda_vision.VideoPandaVisionModel",
@@ -133,7 +92,7 @@ class VideoPandaVisionConfig(SavedWithCode, PreTrainedConfig):
 
 
 @strict
-class VideoPandaConfig(SavedWithCode, PreTrainedConfig):
+class VideoPandaConfig(PreTrainedConfig):
     r"""
     Configuration of Video-Panda: STAB, the projector and any causal language model.
 

@@ -4,7 +4,6 @@
 """
 
 from dataclasses import dataclass, fields
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -22,7 +21,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple, torch_compilable_check
 
 from .configuration_video_panda import VideoPandaConfig, VideoPandaVisionConfig
-from .hub_video_panda import ModelFacts, files_of, upload
 from .modeling_video_panda_vision import VideoPandaPreTrainedModel, VideoPandaVisionModel
 
 
@@ -290,30 +288,6 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         model.generation_config = text_model.generation_config
         return model.eval()
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        include_code: bool = True,
-        max_shard_size: int | str = "50GB",
-        tags: str | list[str] | None = None,
-        **kwargs,
-    ) -> str:
-        """
-        As `PreTrainedModel`'s, with a model card that says what is known, unless the repository has one.
-
-        Args:
-            include_code: `False` uploads neither the model's code nor an `auto_map`.
-            kwargs: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr`.
-        """
-        tags = [*(self.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
-        facts = ModelFacts(self.config, has_code=include_code, num_parameters=self.num_parameters())
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, max_shard_size=max_shard_size, include_code=include_code)
-            files = files_of(folder)
-            card = facts.card if "config.json" in files else None  # an adapter is not the model
-            return upload(files, repo_id, card, tags=tags, **kwargs)
-
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
@@ -385,8 +359,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         if isinstance(logits_to_keep, torch.Tensor) and logits_to_keep.dtype == torch.bool:
             logits = self.lm_head(hidden_states[logits_to_keep])  # (kept, vocabulary)
             if labels is not None:
-                next_labels = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
-                kwargs["shift_labels"] = next_labels[logits_to_keep.to(labels.device)]
+                kwargs["shift_labels"] = labels_after(labels)[logits_to_keep.to(labels.device)]
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, kept, :])
@@ -459,6 +432,11 @@ class PlaceholdersLogitsProcessor(SuppressTokensLogitsProcessor):
     A class of its own, because transformers keeps only one of two processors of the same class, and a user may give a
     `SuppressTokensLogitsProcessor`.
     """
+
+
+def labels_after(labels: torch.Tensor) -> torch.Tensor:
+    """The label for each position's logits, which is the next position's: (rows, tokens), -100 where there is none."""
+    return nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
 
 
 @torch.no_grad()

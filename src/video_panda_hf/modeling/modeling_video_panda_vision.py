@@ -67,25 +67,19 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
         with progress_bars_on_terminals():
             return super().from_pretrained(*args, **kwargs)
 
-    def save_pretrained(self, save_directory, *args, include_code: bool = True, **kwargs):
-        """
-        As `PreTrainedModel`'s; `include_code=False` writes neither the model's code nor an `auto_map`. Progress bars
-        are shown on a terminal only.
-        """
-        with self.config.saving_code(include_code), progress_bars_on_terminals():
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As `PreTrainedModel`'s; the `auto_map` names all Auto classes, progress bars need a terminal."""
+        if self._auto_class is not None:
+            self.config.auto_map = dict(self.config.classes_by_auto_class)
+        with progress_bars_on_terminals():
             super().save_pretrained(save_directory, *args, **kwargs)
 
-    def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs) -> str:
-        """As `PreTrainedModel`'s; `include_code=False` uploads neither the model's code nor an `auto_map`."""
-        with self.config.saving_code(include_code):
-            return super().push_to_hub(repo_id, **kwargs)
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class="AutoModel"):
-        """
-        Nothing to register: the configuration is saved with the code of all classes. The Auto classes call this for
-        remote code; transformers would then copy the module of whatever class wraps the model (FSDP's, say).
-        """
+    def __init_subclass__(cls, **kwargs):
+        """FSDP2 gives a model a class made in torch. What is saved must name this module, which has the code."""
+        super().__init_subclass__(**kwargs)
+        if cls.__module__.startswith("torch."):
+            original = next(base for base in cls.__mro__[1:] if issubclass(base, VideoPandaPreTrainedModel))
+            cls.__module__, cls.__name__ = original.__module__, original.__name__
 
     @torch.no_grad()
     def _init_weights(self, module):

@@ -1,13 +1,18 @@
-"""From video files and text to the model's inputs."""
+"""From videos and text to the model's inputs."""
 
-from .decoding import decode_video
-from .decoding_errors import DecodeLimits, VideoDecodeError, VideoDecodeWarning
-from .processing_video_panda import CHAT_TEMPLATE, VideoPandaProcessor
+from video_panda_hf.decoding import DecodeLimits, VideoDecodeError, VideoDecodeWarning, decode_video
+
+from .processing_video_panda import ROW_TOKEN, VIDEO_TOKEN, VideoPandaProcessor, read_template
 from .video_processing_video_panda import VideoPandaVideoProcessor
 
 
+# The conversation that the released model was trained on (Vicuna v1).
+CHAT_TEMPLATE = read_template("vicuna")
+
 __all__ = [
     "CHAT_TEMPLATE",
+    "ROW_TOKEN",
+    "VIDEO_TOKEN",
     "DecodeLimits",
     "VideoDecodeError",
     "VideoDecodeWarning",

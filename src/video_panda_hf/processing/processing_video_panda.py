@@ -10,77 +10,13 @@ from transformers.processing_utils import Unpack
 from transformers.utils.chat_template_utils import render_jinja_template
 from transformers.video_utils import VideoInput
 
-from .video_processing_video_panda import WINDOW_KEYS, VideoPandaVideoProcessor, saving_code
+from .video_processing_video_panda import WINDOW_KEYS, VideoPandaVideoProcessor
 
 
 VIDEO_TOKEN = "<video>"
 ROW_TOKEN = "<row>"
 
-# A message's content as one string: a video stands on a line of its own, parts of text follow one another.
-CONTENT_TO_TEXT = """
-{%- macro content_to_text(content) -%}
-  {%- if content is string -%}
-    {{- content -}}
-  {%- elif content is iterable -%}
-    {%- for part in content -%}
-      {%- if not loop.first and 'video' in [part['type'], loop.previtem['type']] -%}{{- '\\n' -}}{%- endif -%}
-      {%- if part['type'] == 'video' -%}
-        {{- '<video>' -}}
-      {%- elif part['type'] == 'text' -%}
-        {{- part['text'] -}}
-      {%- else -%}
-        {{- raise_exception('content of type ' ~ part['type'] ~ ': give text and video, a picture as a video') -}}
-      {%- endif -%}
-    {%- endfor -%}
-  {%- endif -%}
-{%- endmacro -%}
-"""
-
-# The conversation that the released model was trained on (Vicuna v1): a system message of the user's own replaces the
-# default one. The tokenizer adds the first token (BOS), the template does not.
-CHAT_TEMPLATE = (
-    CONTENT_TO_TEXT
-    + """
-{%- if messages and messages[0]['role'] == 'system' -%}
-  {{- content_to_text(messages[0]['content']) -}}
-  {%- set turns = messages[1:] -%}
-{%- else -%}
-  {{- "A chat between a curious human and an artificial intelligence assistant. " -}}
-  {{- "The assistant gives helpful, detailed, and polite answers to the human's questions." -}}
-  {%- set turns = messages -%}
-{%- endif -%}
-{%- for message in turns -%}
-  {%- if message['role'] == 'user' -%}
-    {{- ('' if not loop.first and loop.previtem['role'] == 'assistant' else ' ') -}}
-    {{- 'USER: ' ~ content_to_text(message['content']) -}}
-  {%- elif message['role'] == 'assistant' -%}
-    {{- ' ASSISTANT:' -}}
-    {%- generation -%}
-    {{- ' ' ~ content_to_text(message['content']) | trim ~ eos_token -}}
-    {%- endgeneration -%}
-  {%- else -%}
-    {{- raise_exception('role ' ~ message['role'] ~ ': take user, assistant, and system for the first message') -}}
-  {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- ' ASSISTANT:' -}}{%- endif -%}
-"""
-)
-
-# Goes before an LLM's own chat template, which mostly expects strings: after it `messages` have no lists of parts.
-FLATTEN_MESSAGES = (
-    CONTENT_TO_TEXT
-    + """
-{%- set flat = namespace(messages=[]) -%}
-{%- for message in messages -%}
-  {%- if message['content'] is defined and message['content'] is not none -%}
-    {%- set flat.messages = flat.messages + [dict(message, content=content_to_text(message['content']))] -%}
-  {%- else -%}
-    {%- set flat.messages = flat.messages + [message] -%}
-  {%- endif -%}
-{%- endfor -%}
-{%- set messages = flat.messages %}
-"""
-)
+FLATTENED = "{%- set messages = flat.messages %}"  # ends what `chat_templates/flatten.jinja` puts before a template
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 ANSWER_MARK = "\ue000"  # a character of no meaning, that stands for an answer while a template is taken apart
 
@@ -97,15 +33,12 @@ class VideoPandaProcessor(ProcessorMixin):
     `mm_token_type_ids` (with `return_mm_token_type_ids=True`) are 2 for `<video>` and `<row>`, 0 for text.
     """
 
-    _auto_class = "AutoProcessor"  # transformers saves the code with it, for `trust_remote_code=True`
-
     def __init__(self, video_processor=None, tokenizer=None, chat_template=None, use_row_tokens: bool = True):
         self.video_token, self.row_token = VIDEO_TOKEN, ROW_TOKEN
         self.video_token_id = token_id(tokenizer, VIDEO_TOKEN)
         self.row_token_id = token_id(tokenizer, ROW_TOKEN)
         self.video_token_ids = [self.video_token_id, self.row_token_id]
         self.after_video = space_after_video(tokenizer)
-        forget_code(tokenizer)
         self.use_row_tokens = use_row_tokens
         super().__init__(video_processor, tokenizer, chat_template=chat_template)
 
@@ -149,16 +82,6 @@ class VideoPandaProcessor(ProcessorMixin):
         tokenizer.chat_template = None  # it would say nothing of videos
         video_processor = VideoPandaVideoProcessor(size={"longest_edge": image_size}, patch_size=patch_size, **kwargs)
         return cls(video_processor, tokenizer, chat_template=chat_template, use_row_tokens=use_row_tokens)
-
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, include_code: bool = True, **kwargs):
-        """As `ProcessorMixin`'s; `include_code=False` writes neither code nor an `auto_map`."""
-        with saving_code(include_code, self, self.video_processor):
-            return super().save_pretrained(save_directory, push_to_hub, **kwargs)
-
-    def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs) -> str:
-        """As `ProcessorMixin`'s; `include_code=False` uploads neither code nor an `auto_map`."""
-        with saving_code(include_code, self, self.video_processor):
-            return super().push_to_hub(repo_id, **kwargs)
 
     def __call__(
         self,
@@ -242,7 +165,7 @@ class VideoPandaProcessor(ProcessorMixin):
         conversation = with_parts_of_videos(conversation)
         settings = self._processor_settings(kwargs)
         processor_kwargs = {**settings, **(processor_kwargs or {})}
-        if template.startswith(FLATTEN_MESSAGES):  # an LLM's own template writes the special tokens itself
+        if FLATTENED in template:  # an LLM's own template writes the special tokens itself
             processor_kwargs.setdefault("add_special_tokens", False)
         arguments = {"chat_template": template, "tokenize": tokenize, "return_dict": return_dict, **kwargs}
 
@@ -345,13 +268,6 @@ def token_id(tokenizer, token: str) -> int:
     return found
 
 
-def forget_code(tokenizer) -> None:
-    """A checkpoint's tokenizer names the processor's code too. Saving writes it anew, if it is wanted."""
-    auto_map = tokenizer.init_kwargs.pop("auto_map", {})
-    if others := {name: reference for name, reference in auto_map.items() if name != "AutoProcessor"}:
-        tokenizer.init_kwargs["auto_map"] = others
-
-
 def space_after_video(tokenizer) -> str:
     """A space if the tokenizer needs one to read what follows a video like the start of a text, as the model was
     trained: Llama's puts a space of its own before a text, but unless `legacy` is set not after a special token."""
@@ -367,7 +283,15 @@ def template_with_videos(template: str | dict | None) -> str | dict:
     """An LLM's chat template (or its named templates), for messages whose content is a list with videos."""
     if isinstance(template, dict):
         return {name: template_with_videos(text) for name, text in template.items()}
-    return CHAT_TEMPLATE if template is None else FLATTEN_MESSAGES + template
+    return read_template("vicuna") if template is None else read_template("flatten") + template
+
+
+def read_template(name: str) -> str:
+    """A file of `chat_templates`, after the macro that all of them use."""
+    files = [Path(__file__).parent / "chat_templates" / f"{stem}.jinja" for stem in ("content_to_text", name)]
+    if not files[0].is_file():  # this file came with a checkpoint
+        raise ImportError("A new chat template needs the package video-panda-hf: `pip install video-panda-hf`.")
+    return "".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def with_parts_of_videos(conversation):

@@ -1,15 +1,19 @@
 """Videos of any kind → the packed patches and grids that Video-Panda takes: sample, resize, patchify, normalise."""
 
+import contextlib
 import dataclasses
 import io
 import os
+import re
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
 
+import av
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as tvF
 from transformers import BaseVideoProcessor, BatchFeature, TensorType, VideosKwargs
 from transformers.image_utils import (
@@ -23,10 +27,11 @@ from transformers.image_utils import (
 from transformers.processing_utils import Unpack
 from transformers.video_utils import VideoMetadata
 
-from .decoding import decode_video
-from .decoding_errors import DecodeLimits, NotAVideoError
-from .decoding_pictures import decode_picture, has_picture_name
-from .decoding_source import VideoSource, describe, is_url
+
+try:
+    from video_panda_hf import decoding
+except ImportError:  # this file came with a checkpoint, and the package is not installed
+    decoding = None
 
 
 class VideoPandaVideoProcessorKwargs(VideosKwargs, total=False):
@@ -51,7 +56,7 @@ class VideoPandaVideoProcessorKwargs(VideosKwargs, total=False):
     merge_size: int
     frames_per_clip: int
     max_frames: int | None
-    decode_limits: dict | DecodeLimits | None
+    decode_limits: dict | Any | None
     strict_decoding: bool
 
 
@@ -102,32 +107,17 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     strict_decoding = True
     valid_kwargs = VideoPandaVideoProcessorKwargs
     model_input_names = ["pixel_values_videos", "video_grid_thw"]
-    _auto_class = "AutoVideoProcessor"  # transformers saves the code with it, for `trust_remote_code=True`
 
     def __init__(self, **kwargs: Unpack[VideoPandaVideoProcessorKwargs]):
         check_sampling(**kwargs)
         if kwargs.get("decode_limits") is not None:  # as a dictionary, which JSON can hold
-            kwargs["decode_limits"] = dataclasses.asdict(limits_of(kwargs["decode_limits"]))
-        kwargs.pop("auto_map", None)  # of a checkpoint's code; saving writes it anew
+            kwargs["decode_limits"] = dict_of(limits_of(kwargs["decode_limits"]))
         super().__init__(**kwargs)
         if self.fps is not None:
             self.num_frames = None
         for name in ("num_frames", "max_frames"):
             if (count := getattr(self, name)) is not None:
                 check_frame_count(count, self.frames_per_clip, f"`{name}` = {count}")
-
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, include_code: bool = True, **kwargs):
-        """As `BaseVideoProcessor`'s; `include_code=False` writes neither code nor an `auto_map`."""
-        with saving_code(include_code, self):
-            return super().save_pretrained(save_directory, push_to_hub, **kwargs)
-
-    def push_to_hub(self, repo_id: str, *, include_code: bool = True, **kwargs) -> str:
-        """As `BaseVideoProcessor`'s; `include_code=False` uploads neither code nor an `auto_map`."""
-        with saving_code(include_code, self):
-            return super().push_to_hub(repo_id, **kwargs)
-
-    def to_dict(self) -> dict:
-        return {key: value for key, value in super().to_dict().items() if key != "_auto_class"}
 
     # The processor's way to these. Remote code in a folder is loaded once for each of the two, as different classes.
 
@@ -281,21 +271,6 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
         return num_frames * (height // patch_size) * (width // patch_size)
 
 
-@contextmanager
-def saving_code(include: bool, *processors):
-    """Whether saving these in this context writes their code. A context without it has none with it inside."""
-    if not include:
-        for processor in processors:
-            processor._auto_class = None
-    try:
-        yield
-    finally:
-        for processor in processors:
-            processor.__dict__.pop("auto_map", None)  # transformers leaves it on what it has saved
-            if not include:
-                del processor._auto_class
-
-
 # Sizes and frames: pure functions of numbers
 
 
@@ -399,10 +374,7 @@ def rgb_frames(video, input_data_format: str | ChannelDimension | None = None) -
 
 
 def picture_of(name: str | os.PathLike) -> np.ndarray:
-    picture = decode_picture(name)
-    if picture is None:
-        raise NotAVideoError(f"{describe(name)}: is not a picture, which the frames of one video must be.")
-    return picture[0]
+    return (plain_picture(name) if decoding is None else decoding.decode_picture(name))[0]
 
 
 def as_tensor(array) -> torch.Tensor:
@@ -414,38 +386,107 @@ def as_tensor(array) -> torch.Tensor:
 # What a user may hand over
 
 
-def list_videos(videos) -> list:
-    """Any nesting of videos → a flat list of them. Each is an `EncodedVideo` (from a path, a URL, bytes, a file object
-    or a dictionary), an array or tensor of four dimensions, or a `Frames`."""
-    return _list_videos(videos, depth=0)
+class Videos(list):
+    """A flat list of videos, as `list_videos` makes it."""
+
+
+class Frames(list):
+    """The frames of one video: PIL images, arrays or tensors of one frame, or the names or URLs of picture files."""
+
+
+def list_videos(videos) -> Videos:
+    """
+    The videos that were handed over, in a flat list. Each is an `EncodedVideo`, a `Frames`, or an array or tensor of
+    four dimensions.
+
+    Accepted are:
+
+    * one video: a file (path, URL, bytes, file object), a dictionary that names a part of a file, an array or tensor
+      (T, H, W, C), a picture, or a list of pictures, which are its frames;
+    * a list of videos, or an array or tensor of five dimensions;
+    * a list of such lists, one for each prompt. A list of strings in one of these names the pictures of one video.
+
+    Raises:
+        ValueError: for anything else, naming its type or shape.
+    """
+    return videos if isinstance(videos, Videos) else Videos(_videos_in(videos, depth=0))
+
+
+def _videos_in(item, depth: int) -> list:
+    if isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim > 3:
+        if item.ndim > 5:
+            raise ValueError(f"a video is (frames, height, width, channels), not of the shape {tuple(item.shape)}")
+        return [item] if item.ndim == 4 else list(item)
+    if isinstance(item, (Frames, EncodedVideo)):
+        return [item]
+    if isinstance(item, Mapping):
+        return [EncodedVideo.of(item)]
+    if is_encoded(item):
+        return [EncodedVideo(item)]
+    if is_picture(item):
+        return [Frames([item])]
+    if not isinstance(item, (list, tuple)) or depth > 2:
+        what = "a list nested too deep" if isinstance(item, (list, tuple)) else type(item).__name__
+        raise ValueError(
+            "a video is a path, URL, bytes, binary file, array, tensor or list of frames (PIL images, arrays, picture "
+            f"files), not {what}"
+        )
+    return [Frames(item)] if _are_frames(item, depth) else [v for part in item for v in _videos_in(part, depth + 1)]
+
+
+def _are_frames(items, depth: int) -> bool:
+    """Whether a list is one video. A single file in a list is a file, and names that are no pictures' are videos."""
+    if len(items) == 1 and is_encoded(items[0]):
+        return depth == 2 and isinstance(items[0], str)
+    return bool(items) and (all(map(is_picture, items)) or (depth == 2 and all(isinstance(i, str) for i in items)))
 
 
 @dataclass(frozen=True)
 class EncodedVideo:
     """A video file or a part of it, and how to decode it."""
 
-    source: VideoSource
+    source: str | os.PathLike | bytes | BinaryIO
     start: float | None = None
     end: float | None = None
     indices: list[int] | None = None
-    limits: DecodeLimits | None = None
+    limits: Any = None
     strict: bool = True
 
     def decode(self, sample_indices_fn=None) -> tuple[np.ndarray, VideoMetadata]:
         """Frames (T, H, W, 3) uint8 and metadata: those of `indices`, or else what the function says, or else all. A
         picture has one."""
-        is_whole = self.start is self.end is self.indices is None
-        if is_whole and (not is_url(self.source) or has_picture_name(self.source)):  # a URL is fetched anew each time
-            picture = decode_picture(self.source, self.limits)
-            if picture is not None:
-                _, height, width, _ = picture.shape
-                return picture, VideoMetadata(
-                    1, height=height, width=width, frames_indices=[0], video_backend="pillow"
-                )
+        if decoding is None:
+            return self.decode_plainly(sample_indices_fn)
+        how = {"limits": self.limits, "strict": self.strict}
+        if self.start is self.end is self.indices is None:
+            may_be_mjpeg = not has_picture_name(self.source)
+            return decoding.decode_video_or_picture(self.source, sample_indices_fn, may_be_mjpeg=may_be_mjpeg, **how)
         chosen = sample_indices_fn if self.indices is None else lambda metadata: self.indices
-        return decode_video(
-            self.source, chosen, start=self.start, end=self.end, limits=self.limits, strict=self.strict
-        )
+        return decoding.decode_video(self.source, chosen, start=self.start, end=self.end, **how)
+
+    def decode_plainly(self, sample_indices_fn=None) -> tuple[np.ndarray, VideoMetadata]:
+        """The same without the package: every frame of the file is decoded, and the file must be sound."""
+        if self.start is not None or self.end is not None or self.limits is not None or not self.strict:
+            raise ImportError(f"Parts in seconds, decode limits and damaged videos {NEED_THE_PACKAGE}")
+        if isinstance(self.source, str) and ("://" in self.source or self.source.startswith("data:")):
+            raise ImportError(f"Videos behind a URL {NEED_THE_PACKAGE}")
+        if has_picture_name(self.source):
+            picture = plain_picture(self.source)
+            return picture, VideoMetadata(1, height=picture.shape[1], width=picture.shape[2], frames_indices=[0])
+        file = io.BytesIO(self.source) if isinstance(self.source, (bytes, bytearray, memoryview)) else self.source
+        with open(file, "rb") if isinstance(file, (str, os.PathLike)) else contextlib.nullcontext(file) as file:
+            # From a file object, and without protocols, FFmpeg can open no other file that this one names.
+            with av.open(file, options={"protocol_whitelist": "none"}) as container:
+                frames = list(container.decode(video=0))
+                rate = float(container.streams.video[0].average_rate or 25)
+        metadata = VideoMetadata(len(frames), fps=rate, duration=len(frames) / rate, video_backend="pyav")
+        indices = self.indices or (range(len(frames)) if sample_indices_fn is None else sample_indices_fn(metadata))
+        pictures = [
+            np.rot90(frames[index].to_ndarray(format="rgb24"), frames[index].rotation // 90) for index in indices
+        ]
+        metadata.frames_indices = [int(index) for index in indices]
+        metadata.height, metadata.width = pictures[0].shape[:2]
+        return np.stack(pictures), metadata
 
     @classmethod
     def of(cls, part: Mapping) -> "EncodedVideo":
@@ -463,46 +504,28 @@ class EncodedVideo:
 
 SOURCE_KEYS = ("video", "path", "url")
 WINDOW_KEYS = ("start", "end", "indices")
+PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+NEED_THE_PACKAGE = "need the package video-panda-hf: `pip install video-panda-hf`."
 
 
-def limits_of(given: Mapping | DecodeLimits | None) -> DecodeLimits | None:
-    if given is None or isinstance(given, DecodeLimits):
+def plain_picture(source: str | os.PathLike) -> np.ndarray:
+    """A picture file, (1, H, W, 3) uint8."""
+    return np.array(ImageOps.exif_transpose(Image.open(source)).convert("RGB"))[None]
+
+
+def limits_of(given):
+    """`decode_limits` as `DecodeLimits`; as they are where the package that knows these is not installed."""
+    if given is None or decoding is None or isinstance(given, decoding.DecodeLimits):
         return given
-    known = [field.name for field in dataclasses.fields(DecodeLimits)]
+    known = [field.name for field in dataclasses.fields(decoding.DecodeLimits)]
     if unknown := set(given) - set(known):
         raise ValueError(f"`decode_limits` has {sorted(unknown)}, but the limits are {known}")
-    return DecodeLimits(**given)
+    return decoding.DecodeLimits(**given)
 
 
-class Frames(list):
-    """The frames of one video: PIL images, arrays or tensors of one frame, or the names or URLs of picture files."""
-
-
-def _list_videos(videos, depth: int) -> list:
-    if is_picture(videos) and not is_encoded(videos):
-        return [Frames([videos])]
-    if isinstance(videos, (Frames, EncodedVideo)):
-        return [videos]
-    if isinstance(videos, Mapping):
-        return [EncodedVideo.of(videos)]
-    if is_encoded(videos):
-        return [EncodedVideo(videos)]
-    if isinstance(videos, (np.ndarray, torch.Tensor)):
-        if videos.ndim not in (4, 5):
-            raise ValueError(f"a video is (frames, height, width, channels), not of the shape {tuple(videos.shape)}")
-        return [videos] if videos.ndim == 4 else list(videos)
-    if not isinstance(videos, (list, tuple)):
-        raise ValueError(
-            "a video is a path, URL, bytes, binary file, array, tensor or list of frames (PIL images, arrays, picture "
-            f"files), not {type(videos).__name__}"
-        )
-    # Names in a list are videos, unless they are pictures' names or nested as deep as one video's frames in one
-    # conversation of a batch: (conversation, video, frame).
-    if videos and all(is_picture(item) for item in videos) and not (len(videos) == 1 and is_encoded(videos[0])):
-        return [Frames(videos)]
-    if videos and depth >= 2 and all(isinstance(item, str) for item in videos):
-        return [Frames(videos)]
-    return [video for item in videos for video in _list_videos(item, depth + 1)]
+def dict_of(limits) -> dict:
+    """`decode_limits` as JSON can hold them."""
+    return dict(limits) if isinstance(limits, Mapping) else dataclasses.asdict(limits)
 
 
 def list_metadata(video_metadata, num_videos: int) -> list[VideoMetadata | None]:
@@ -531,6 +554,13 @@ def is_frames(video) -> bool:
 
 def is_list_of_files(video) -> bool:
     return isinstance(video, list) and isinstance(video[0], (str, os.PathLike))
+
+
+def has_picture_name(item) -> bool:
+    if not isinstance(item, (str, os.PathLike)):
+        return False
+    path = re.split(r"[?#]", item)[0] if isinstance(item, str) and "://" in item else os.fspath(item)
+    return PurePosixPath(path).suffix.lower() in PICTURE_SUFFIXES
 
 
 def is_picture(item) -> bool:

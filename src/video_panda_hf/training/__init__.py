@@ -9,7 +9,8 @@ from .distillation import (
     attach_distillation_head,
     distillation_loss,
 )
-from .trainer import LANGUAGE_MODEL_LINEARS, STAB_AND_PROJECTOR, VideoPandaTrainer, last_complete_checkpoint
+from .parts import LANGUAGE_MODEL_LINEARS, STAB_AND_PROJECTOR
+from .trainer import VideoPandaTrainer, last_complete_checkpoint
 
 
 __all__ = [

@@ -17,7 +17,7 @@ from typing import TextIO
 
 from transformers.utils import logging
 
-from ..processing.processing_video_panda import ROW_TOKEN
+from video_panda_hf.processing import ROW_TOKEN
 
 
 logger = logging.get_logger(__name__)

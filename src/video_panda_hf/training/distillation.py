@@ -10,18 +10,25 @@ import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from ..modeling import VideoPandaForConditionalGeneration, VideoPandaVisionConfig
-from ..modeling.layout_video_panda import enumerate_parts, lay_out
-from ..modeling.modeling_video_panda import VideoPandaCausalLMOutputWithPast
+from video_panda_hf.modeling import (
+    VideoPandaCausalLMOutputWithPast,
+    VideoPandaForConditionalGeneration,
+    VideoPandaVisionConfig,
+    enumerate_parts,
+    lay_out,
+)
 
 
+HEAD_FILE = "distillation_head.safetensors"  # beside the model's weights
 LAYERS_APART = 4
 
 
@@ -305,6 +312,33 @@ def frames_by_shape(
     for rows, columns in grids.unique(dim=0).tolist():
         frames = (grids == torch.tensor([rows, columns])).all(1).nonzero().squeeze(1)
         yield (rows, columns), frames, (first[frames][:, None] + torch.arange(rows * columns)).flatten()
+
+
+def load_head(head: VideoPandaDistillationHead, file_or_folder: str) -> None:
+    """
+    Loads a head's weights.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such file, if it is of another LLM or teacher.
+    """
+    path = Path(file_or_folder)
+    path = path / HEAD_FILE if path.is_dir() else path
+    try:
+        head.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} is the distillation head of another LLM or teacher: {error}") from error
+
+
+def save_head(head: VideoPandaDistillationHead, folder: Path | None) -> None:
+    """Writes a head's weights into the folder. Under FSDP2 every process calls this; those without a folder only
+    give their shards."""
+    state = {
+        name: value.full_tensor() if hasattr(value, "full_tensor") else value
+        for name, value in head.state_dict().items()
+    }
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(state, folder / HEAD_FILE, {"format": "pt"})
 
 
 __all__ = ["VideoPandaDistillationHead", "VideoPandaTeacher", "attach_distillation_head", "distillation_loss"]

@@ -11,26 +11,26 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..conversion_rules import HEAD_FILE
-from ..modeling.hub_video_panda import CARD, ModelFacts, written
+from video_panda_hf.hub import CARD, ModelFacts, written
+from video_panda_hf.modeling import labels_after
+
 from .arguments import VideoPandaTrainingArguments
 from .collator import VideoPandaDataCollator
-from .distillation import VideoPandaDistillationHead, VideoPandaTeacher, attach_distillation_head
+from .distillation import (
+    VideoPandaDistillationHead,
+    VideoPandaTeacher,
+    attach_distillation_head,
+    load_head,
+    save_head,
+)
+from .parts import base_model, freeze_parts, has_moving_video, keep_in_step, part_of
 
 
-# `target_modules` of a PEFT configuration: every linear map of the LLM, none of STAB, projector, heads. For LLMs that
-# call their maps q_proj, …, down_proj, as Llama, Qwen, SmolLM, Mistral, Gemma and Phi do.
-LANGUAGE_MODEL_LINEARS = r".*\.language_model\..*_proj"
-# `modules_to_save` of a PEFT configuration: what is trained in full beside the adapters, and saved with them.
-STAB_AND_PROJECTOR = ["vision_tower", "multi_modal_projector"]
-
-PART = re.compile(r"(?:^|\.)(vision_tower|multi_modal_projector|distillation_head)\.")
 CHARACTERS_PER_TOKEN = 4
 TOKENS_PER_VIDEO = 2184
 BATCHES_SORTED = 50  # by length, at a time
@@ -149,7 +149,7 @@ class VideoPandaTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
         if self.compute_loss_func is None:  # that wants all logits
-            inputs = {**inputs, "logits_to_keep": followed_by_label(inputs["labels"])}
+            inputs = {**inputs, "logits_to_keep": labels_after(inputs["labels"]) != -100}
         if self.teacher is not None:
             inputs = {**inputs, **self.distillation_inputs(inputs)}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
@@ -165,7 +165,7 @@ class VideoPandaTrainer(Trainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         if prediction_loss_only and self.compute_loss_func is None and inputs.get("labels") is not None:
-            inputs = {**inputs, "logits_to_keep": followed_by_label(inputs["labels"])}
+            inputs = {**inputs, "logits_to_keep": labels_after(inputs["labels"]) != -100}
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def distillation_inputs(self, inputs: dict) -> dict:
@@ -396,100 +396,6 @@ class GroupedDataset(Dataset):
         return self.dataset[int(self.order[index])]
 
 
-def freeze_parts(model: nn.Module, args: VideoPandaTrainingArguments) -> None:
-    """
-    Freezes what `args` says is not to be trained. A STAB that is frozen, by whomever, stays in evaluation mode, also
-    after `train()`: else batch norm's statistics would go on changing, and dropout blur what it gives.
-    """
-    trained = {
-        "vision_tower": args.train_vision,
-        "multi_modal_projector": args.train_projector,
-        "distillation_head": True,
-        None: args.train_language,
-    }
-    for name, parameter in model.named_parameters():
-        if not trained[module_of(name)]:
-            parameter.requires_grad_(False)
-    tower = base_model(model).model.vision_tower
-    if not any(parameter.requires_grad for parameter in tower.parameters()):
-        tower.register_forward_pre_hook(lambda tower, _: tower.eval() and None)
-
-
-def keep_in_step(model: nn.Module, alone: bool = False) -> None:
-    """
-    Gives STAB and projector gradients of zero, where a part of a batch gives them none: that has no video, or nothing
-    but pictures, which leave alone what looks across time.
-
-    Processes exchange the gradients that they have: FSDP fails, and DDP may wait for ever, where one has fewer. One
-    that is `alone` needs this for text only, where nothing else may have any: the language model may be frozen.
-    """
-
-    def touch(model, _, inputs: dict, outputs):
-        lacks_some = inputs.get("pixel_values_videos") is None if alone else not has_moving_video(inputs)
-        # ZeRO-3 has taken the parameters apart here; `compute_loss` sees to it that all processes need the same.
-        if model.training and lacks_some and not is_deepspeed_zero3_enabled():
-            unused = [*model.vision_tower.parameters(), *model.multi_modal_projector.parameters()]
-            zero = sum(parameter.sum() for parameter in unused if parameter.requires_grad) * 0.0
-            outputs["last_hidden_state"] = outputs["last_hidden_state"] + zero
-        return outputs
-
-    model.model.register_forward_hook(touch, with_kwargs=True)
-
-
-def has_moving_video(inputs: dict) -> bool:
-    """Whether any video has more than one frame."""
-    return inputs.get("pixel_values_videos") is not None and bool((inputs["video_grid_thw"][:, 0] > 1).any())
-
-
-def followed_by_label(labels: torch.Tensor) -> torch.Tensor:
-    """Positions whose logits the loss needs. (rows, tokens) → bool of that shape."""
-    return nn.functional.pad(labels, (0, 1), value=-100)[:, 1:] != -100
-
-
-def module_of(parameter_name: str) -> str | None:
-    """`vision_tower`, `multi_modal_projector` or `distillation_head`; `None` for the language model and its head."""
-    match = PART.search(parameter_name)
-    return match and match[1]
-
-
-def part_of(parameter_name: str) -> str:
-    """Which learning rate a parameter has: `vision`, `language` or `distillation`."""
-    parts = {"vision_tower": "vision", "multi_modal_projector": "vision", "distillation_head": "distillation"}
-    return parts.get(module_of(parameter_name), "language")
-
-
-def base_model(model: nn.Module) -> nn.Module:
-    """The model itself, out of the PEFT model around it if there is one."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def load_head(head: VideoPandaDistillationHead, file_or_folder: str) -> None:
-    """
-    Loads a head's weights.
-
-    Raises:
-        FileNotFoundError, ValueError: if there is no such file, if it is of another LLM or teacher.
-    """
-    path = Path(file_or_folder)
-    path = path / HEAD_FILE if path.is_dir() else path
-    try:
-        head.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path} is the distillation head of another LLM or teacher: {error}") from error
-
-
-def save_head(head: VideoPandaDistillationHead, folder: Path | None) -> None:
-    """Writes a head's weights into the folder. Under FSDP2 every process calls this; those without a folder only
-    give their shards."""
-    state = {
-        name: value.full_tensor() if hasattr(value, "full_tensor") else value
-        for name, value in head.state_dict().items()
-    }
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, folder / HEAD_FILE, {"format": "pt"})
-
-
 def estimate_length(messages: list[dict]) -> int:
     """Tokens of a conversation, roughly: its videos count more than any text."""
     contents = [message["content"] for message in messages]
@@ -541,4 +447,4 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     return str(complete[max(complete)]) if complete else None
 
 
-__all__ = ["LANGUAGE_MODEL_LINEARS", "STAB_AND_PROJECTOR", "VideoPandaTrainer", "last_complete_checkpoint"]
+__all__ = ["VideoPandaTrainer", "last_complete_checkpoint"]

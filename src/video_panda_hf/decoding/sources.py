@@ -1,0 +1,258 @@
+"""Opens a video from a path, a URL, bytes or a file object, and trusts none of them."""
+
+import base64
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import av
+from av.container import InputContainer
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+
+from .errors import (
+    LENIENT,
+    Budget,
+    CorruptVideoError,
+    DecodeLimits,
+    NotAVideoError,
+    UnsupportedCodecError,
+    VideoNetworkError,
+    VideoNotFoundError,
+    VideoUnreadableError,
+    check_limit,
+    errors_of,
+)
+from .http import HttpFile
+
+
+VideoSource = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
+
+# FFmpeg also reads playlists, scripts and devices, which name other files and servers; a video needs none.
+CONTAINER_FORMATS = (
+    "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,rm,mxf,nut,ivf,gif,apng,webp,webp_anim,webp_pipe,"
+    "h264,hevc,vvc,av1,obu,m4v,"
+    "mpegvideo,mjpeg,mpjpeg,h263,h261,vc1,dv,dirac,avs,avs2,avs3,wtv,swf,yuv4mpegpipe,gxf,3dostr,roq,smk,bink,amv,"
+    "png_pipe,jpeg_pipe,bmp_pipe,"
+    "wav,mp3,flac,aac"  # sound only, so that it is called by its name
+)
+_TS_SYNC_BYTES = (0, 188), (4, 192), (0, 204)  # MPEG-TS: where the first byte "G" of a packet stands, and how often
+_TAIL = 64  # bytes at the end of a file to look at; some writers pad
+_READ_SIZE = 2**18  # bytes that one read of a Python file object asks for
+# Titles and tags that are not UTF-8 must not make a file unreadable. PyAV takes them by itself since version 19.
+_METADATA_OPTIONS = {"metadata_errors": "surrogateescape"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+
+def describe(source: VideoSource) -> str:
+    """A short name of the source for messages."""
+    if is_data_url(source):
+        return f"<video in a URL of {len(source)} characters>"
+    if isinstance(source, (str, os.PathLike)):
+        return repr(os.fspath(source))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"<video of {memoryview(source).nbytes} bytes>"
+    name = getattr(source, "name", None)
+    return f"<{type(source).__name__} {name!r}>" if isinstance(name, str) else f"<{type(source).__name__}>"
+
+
+def is_url(source: VideoSource) -> bool:
+    return isinstance(source, str) and "://" in source
+
+
+def is_data_url(source: VideoSource) -> bool:
+    """Whether it is "data:video/mp4;base64,…" (RFC 2397), as chat clients send files."""
+    return isinstance(source, str) and source.startswith("data:") and "," in source
+
+
+@contextmanager
+def open_source(source: VideoSource, budget: Budget) -> Iterator[str | BinaryIO]:
+    """Yields what `av.open` shall read: "file:PATH", or a seekable file object at its start.
+
+    A file object is read from its start whatever its position, which is put back afterwards.
+
+    Raises:
+        VideoDecodeError: of the kind that names what is wrong with the source.
+        TypeError: if `source` is none of the kinds of `VideoSource`.
+    """
+    video, limits = budget.video, budget.limits
+    if is_data_url(source):
+        source = _data_of(source, video, limits)
+    if is_url(source):
+        scheme = source.split("://", 1)[0].lower()
+        if scheme not in ("http", "https"):
+            raise VideoNetworkError(f"{video}: URLs of kind {scheme!r} are not read, only http and https.")
+        with HttpFile(source, budget) as file:
+            yield file
+            if file.failure is not None:
+                raise file.failure
+    elif isinstance(source, (str, os.PathLike)):
+        with errors_of(video):
+            _check_size(_file_size(source, video), video, limits)
+        yield f"file:{os.fspath(source)}"  # so that FFmpeg takes no part of the path for a protocol
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        _check_size(memoryview(source).nbytes, video, limits)
+        with io.BytesIO(source) as file:
+            yield file
+    elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
+        with _rewound(source, video) as size:
+            _check_size(size, video, limits)
+            yield source
+    else:
+        raise TypeError(f"a video is a path, an http(s) URL, bytes or a binary file, not {type(source).__name__}")
+
+
+@contextmanager
+def as_file(readable: str | BinaryIO) -> Iterator[BinaryIO]:
+    """What `open_source` yields, not yet opened by `open_video`, as a file at its start."""
+    if isinstance(readable, str):
+        with open(readable.removeprefix("file:"), "rb") as file:
+            yield file
+    else:
+        readable.seek(0)
+        yield readable
+        readable.seek(0)
+
+
+@dataclass
+class Look:
+    """What the first and the last bytes of a source tell about it."""
+
+    head: bytes
+    damage: str | None
+    """How the last bytes show that more should follow, in formats whose headers tell nothing."""
+
+    @property
+    def is_webp(self) -> bool:
+        return self.head[:4] == b"RIFF" and self.head[8:12] == b"WEBP"
+
+
+def look_at(readable: str | BinaryIO) -> Look:
+    """Reads the start of what `open_source` yields and, where it matters, the end."""
+    with as_file(readable) as file:
+        head = file.read(3 * 204)
+        return Look(head, _breaks_off(head, file))
+
+
+def _breaks_off(head: bytes, file: BinaryIO) -> str | None:
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        file.seek(-min(_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        return None if file.read().rstrip(b"\0").endswith(b";") else "it lacks the mark that ends a GIF"
+    for first, length in _TS_SYNC_BYTES:
+        if head[first::length][:3] == b"GGG" and (rest := file.seek(0, os.SEEK_END) % length):
+            return f"its last packet has {rest} of {length} bytes"
+    return None
+
+
+def reopened(readable: str | BinaryIO) -> str | BinaryIO | None:
+    """The same again, at its start, for another reader at the same time; `None` if there can be but one."""
+    if isinstance(readable, str):
+        return readable
+    return io.BytesIO(readable.getvalue()) if isinstance(readable, io.BytesIO) else None
+
+
+@contextmanager
+def open_video(readable: str | BinaryIO, budget: Budget) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Opens what `open_source` yields, and yields its container and its first video stream.
+
+    Raises:
+        VideoDecodeError: if it is not a video, or in a codec that FFmpeg has no decoder for.
+    """
+    options = {"format_whitelist": CONTAINER_FORMATS, "protocol_whitelist": "file"}
+    if budget.limits.max_pixels is not None:
+        options["max_pixels"] = str(budget.limits.max_pixels)
+    with ExitStack() as closing:
+        with errors_of(budget.video):
+            container = av.open(readable, options=options, buffer_size=_READ_SIZE, **_METADATA_OPTIONS)
+            closing.enter_context(container)
+            stream = _video_stream(budget.video, container)
+        yield container, stream
+
+
+def demux(container: InputContainer, stream: VideoStream, budget: Budget) -> Iterator[av.Packet]:
+    """The packets of `stream` that hold something, within `budget`.
+
+    Raises:
+        CorruptVideoError: if the container, not only a picture in it, is damaged. If `budget` is not strict, the
+            packets just end there.
+    """
+    try:
+        for packet in container.demux(stream):
+            budget.spend()
+            if packet.size:
+                yield packet
+    except IndexError:  # at the end PyAV looks up every stream of the file, and fails for one that appeared midway
+        return
+    except av.error.InvalidDataError as error:
+        budget.damage = "its container is damaged"
+        if budget.strict:
+            raise CorruptVideoError(
+                f"{budget.video}: {budget.damage}. Repair the file, or pass {LENIENT} to take what is before it."
+            ) from error
+
+
+@contextmanager
+def _rewound(file: BinaryIO, video: str) -> Iterator[int]:
+    """Puts `file` to its start, yields its size in bytes, and puts it back to where it was."""
+    try:
+        if not file.seekable():
+            raise VideoUnreadableError(f"{video}: the file object cannot seek. Read it and pass the bytes.")
+        position, size = file.tell(), file.seek(0, os.SEEK_END)
+        file.seek(0)
+    except (AttributeError, OSError, ValueError) as error:
+        if isinstance(error, VideoUnreadableError):
+            raise
+        raise VideoUnreadableError(f"{video}: the file object cannot be read ({error}).") from error
+    try:
+        yield size
+    finally:
+        if not file.closed:
+            file.seek(position)
+
+
+def _data_of(url: str, video: str, limits: DecodeLimits) -> bytes:
+    head, _, data = url.partition(",")
+    if not head.endswith(";base64"):
+        raise VideoUnreadableError(f"{video}: a video in a URL must be base64: data:video/mp4;base64,…")
+    _check_size(len(data) * 3 // 4, video, limits)
+    try:
+        return base64.b64decode(data, validate=True)
+    except ValueError as error:  # also for what is not ASCII
+        raise VideoUnreadableError(f"{video}: is not valid base64 ({error}).") from error
+
+
+def _file_size(path: str | os.PathLike, video: str) -> int:
+    try:
+        status = os.stat(path)
+    except ValueError as error:  # a NUL in it
+        raise VideoNotFoundError(f"{video}: is not a path ({error}).") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise VideoUnreadableError(f"{video}: is a directory. Pass the path of one video file.")
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoUnreadableError(f"{video}: is a pipe or a device, not a regular file. Read it and pass the bytes.")
+    return status.st_size
+
+
+def _check_size(size: int, video: str, limits: DecodeLimits) -> None:
+    if size == 0:
+        raise NotAVideoError(f"{video}: is empty (0 bytes). Check that it was written or downloaded completely.")
+    check_limit(video, "its size in bytes", size, limits.max_source_bytes, "max_source_bytes")
+
+
+def _video_stream(video: str, container: InputContainer) -> VideoStream:
+    """The first video stream that is not a cover picture; all others are left undecoded and unread."""
+    found = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not found:
+        kinds = ", ".join(stream.type for stream in container.streams) or "no stream at all"
+        raise NotAVideoError(f"{video}: has no video stream ({container.format.name} with {kinds}). Pass a video.")
+    if found[0].codec_context is None:
+        raise UnsupportedCodecError(
+            f"{video}: FFmpeg has no decoder for its video stream. Convert it, for example to H.264 in mp4."
+        )
+    for stream in container.streams:
+        if stream.index != found[0].index:
+            stream.discard = Discard.all
+    return found[0]

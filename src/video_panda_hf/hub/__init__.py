@@ -1,0 +1,22 @@
+"""To the Hub: a folder in one commit, with its code and a model card.
+
+`push_folder` uploads a checkpoint that is on disk, checked first and whole. `video-panda push` runs it. The
+`push_to_hub` of a model and of `Trainer` are transformers' own.
+"""
+
+from .card import CARD, HTTP_ERRORS, ModelFacts, written
+from .code import add_code, register_code, remove_code
+from .push import check_folder, push_folder
+
+
+__all__ = [
+    "CARD",
+    "HTTP_ERRORS",
+    "ModelFacts",
+    "add_code",
+    "check_folder",
+    "push_folder",
+    "register_code",
+    "remove_code",
+    "written",
+]

@@ -1,0 +1,554 @@
+"""Frames come back exactly as numbered, whatever the codec, the container and the order they are asked in."""
+
+import base64
+import io
+import pickle
+import threading
+import warnings
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image, ImageOps
+from torch.utils.data import DataLoader
+
+from helpers.video_files import VideoSpec, draw_number, read_number
+from video_panda_hf.decoding.errors import VideoLimitError
+from video_panda_hf.decoding.groups import GroupDecoder
+from video_panda_hf.decoding.pixels import PictureConverter
+from video_panda_hf.decoding.video import DecodeLimits, decode_video
+
+
+def x264(**options) -> dict:
+    return {"bf": "3", "b-pyramid": "normal", **options}
+
+
+def x265(*params: str) -> dict:
+    return {"x265-params": ":".join(("log-level=none", "pools=1", "keyint=12", *params))}
+
+
+def uneven(number: int) -> int:
+    """Milliseconds at which frame `number` of a video with a variable rate is shown."""
+    return 40 * number + 7 * (number % 5) + 100 * (number // 10)
+
+
+OPEN_GOP = {"x264-params": "open-gop=1:keyint=12:scenecut=0"}
+ALT_REF = {"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "good", "cpu-used": "4"}
+FAST_VPX = {"deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "0"}
+BT2020_PQ = {"colorspace": 9, "color_trc": 16, "color_primaries": 9}
+
+MATRIX = [
+    # H.264: structures
+    VideoSpec("b_frames.mp4", "libx264", options=x264()),
+    VideoSpec("no_b_frames.mp4", "libx264", options=x264(bf="0")),
+    VideoSpec("long_gop.mp4", "libx264", options=x264(), gop=250),
+    VideoSpec("intra_only.mp4", "libx264", options=x264(bf="0"), gop=1),
+    VideoSpec("gradual_refresh.mp4", "libx264", options=x264(bf="0") | {"intra-refresh": "1"}),
+    VideoSpec("interlaced.mp4", "libx264", options=x264(flags="+ildct+ilme")),
+    VideoSpec("open_gop.mp4", "libx264", options=x264() | OPEN_GOP),
+    VideoSpec("open_gop.mkv", "libx264", options=x264() | OPEN_GOP),
+    VideoSpec("open_gop.ts", "libx264", options=x264() | OPEN_GOP),
+    # H.264: times
+    VideoSpec("variable_rate.mp4", "libx264", options=x264(), ticks=1000, times=uneven),
+    VideoSpec("variable_rate.mkv", "libx264", options=x264(), ticks=1000, times=uneven),
+    VideoSpec("times_rounded_to_one.mkv", "libx264", options=x264(), ticks=2000),
+    VideoSpec("late_start.mp4", "libx264", options=x264(), times=lambda n: n + 500),
+    VideoSpec("late_start.mkv", "libx264", options=x264(), times=lambda n: n + 500),
+    VideoSpec("late_start.ts", "libx264", options=x264(), times=lambda n: n + 500),
+    VideoSpec(
+        "edit_list.mp4",
+        "libx264",
+        options=x264(),
+        times=lambda n: n - 17,
+        first_shown=17,
+        muxing={"avoid_negative_ts": "disabled"},
+    ),
+    # H.264: containers
+    VideoSpec("fragmented.mp4", "libx264", options=x264(), muxing={"movflags": "frag_keyframe+empty_moov"}),
+    VideoSpec("fast_start.mp4", "libx264", options=x264(), muxing={"movflags": "faststart"}),
+    VideoSpec("h264.mov", "libx264", options=x264()),
+    VideoSpec("h264.mkv", "libx264", options=x264()),
+    VideoSpec("live.mkv", "libx264", options=x264(), muxing={"live": "1"}),
+    VideoSpec("h264.ts", "libx264", options=x264()),
+    VideoSpec("h264.flv", "libx264", options=x264()),
+    VideoSpec("h264.avi", "libx264", options=x264()),
+    VideoSpec("h264.nut", "libx264", options=x264()),
+    VideoSpec("h264.mxf", "libx264", options=x264()),
+    VideoSpec("raw.h264", "libx264", options=x264()),
+    # H.264: pictures
+    VideoSpec("rotated_90.mp4", "libx264", options=x264(), rotation=90),
+    VideoSpec("rotated_180.mp4", "libx264", options=x264(), rotation=180),
+    VideoSpec("rotated_270.mov", "libx264", options=x264(), rotation=270),
+    VideoSpec("mirrored.mp4", "libx264", options=x264(), mirrored=True),
+    VideoSpec("mirrored_rotated.mp4", "libx264", options=x264(), mirrored=True, rotation=90),
+    VideoSpec("wide_pixels.mp4", "libx264", options=x264(), aspect=Fraction(4, 3)),
+    VideoSpec("tall_pixels.mkv", "libx264", options=x264(), aspect=Fraction(1, 2)),
+    VideoSpec("odd_size.mp4", "libx264", options=x264(), pix_fmt="yuv444p", width=95, height=63),
+    VideoSpec("ten_bits.mp4", "libx264", options=x264(), pix_fmt="yuv420p10le"),
+    VideoSpec("full_range.mp4", "libx264", options=x264(), colour={"color_range": 2}),
+    VideoSpec("bt709.mp4", "libx264", options=x264(), colour={"colorspace": 1}),
+    # HEVC
+    VideoSpec("hevc.mp4", "libx265", options=x265("open-gop=0")),
+    VideoSpec("hevc_open_gop.mp4", "libx265", options=x265("open-gop=1")),
+    VideoSpec("hevc.mkv", "libx265", options=x265()),
+    VideoSpec("hevc.ts", "libx265", options=x265("open-gop=1")),
+    VideoSpec("raw.hevc", "libx265", options=x265()),
+    VideoSpec("hevc_hdr.mp4", "libx265", options=x265(), pix_fmt="yuv420p10le", colour=BT2020_PQ),
+    # VP8, VP9, AV1
+    VideoSpec("vp8_hidden_frames.webm", "libvpx", options=ALT_REF),
+    VideoSpec("vp8.mkv", "libvpx", options=FAST_VPX),
+    VideoSpec("vp9_hidden_frames.webm", "libvpx-vp9", options=ALT_REF),
+    VideoSpec("vp9.mp4", "libvpx-vp9", options=ALT_REF),
+    VideoSpec("vp9.ivf", "libvpx-vp9", options=ALT_REF),
+    VideoSpec("vp9_odd_size.webm", "libvpx-vp9", options=FAST_VPX, width=97, height=61),
+    VideoSpec("vp9_rotated.mp4", "libvpx-vp9", options=ALT_REF, rotation=90, gop=48),
+    VideoSpec("vp9_alpha.webm", "libvpx-vp9", options=FAST_VPX, pix_fmt="yuva420p"),
+    VideoSpec("av1.mp4", "libsvtav1", options={"preset": "10"}),
+    VideoSpec("av1.webm", "libsvtav1", options={"preset": "10"}),
+    VideoSpec("av1.obu", "libsvtav1", options={"preset": "10"}),
+    # MPEG
+    VideoSpec("mpeg4.mp4", "mpeg4", b_frames=2),
+    VideoSpec("mpeg4.avi", "mpeg4", b_frames=2),
+    VideoSpec("mpeg4_no_b_frames.avi", "mpeg4", b_frames=0),
+    VideoSpec("raw.m4v", "mpeg4", b_frames=2),
+    VideoSpec("mpeg4_odd_size.mov", "mpeg4", width=95, height=63),
+    VideoSpec("mpeg2.ts", "mpeg2video", b_frames=2),
+    VideoSpec("mpeg2.mpg", "mpeg2video", container="vob", b_frames=2),
+    VideoSpec("mpeg2.mov", "mpeg2video", b_frames=2),
+    VideoSpec("mpeg2.mkv", "mpeg2video", b_frames=2),
+    VideoSpec("mpeg2_interlaced.ts", "mpeg2video", b_frames=2, options={"flags": "+ildct+ilme"}),
+    VideoSpec("mpeg1.mpg", "mpeg1video", b_frames=2),
+    # Every frame a key frame
+    VideoSpec("mjpeg.avi", "mjpeg", pix_fmt="yuvj420p"),
+    VideoSpec("mjpeg.mov", "mjpeg", pix_fmt="yuvj420p"),
+    VideoSpec("raw.mjpeg", "mjpeg", pix_fmt="yuvj420p"),
+    VideoSpec("prores_alpha.mov", "prores_ks", pix_fmt="yuva444p10le"),
+    VideoSpec("png_alpha.mov", "png", pix_fmt="rgba"),
+    VideoSpec("uncompressed.avi", "rawvideo"),
+    VideoSpec("huffyuv.avi", "huffyuv", pix_fmt="yuv422p"),
+    # Pictures that move, and older codecs
+    VideoSpec("gif.gif", "gif", pix_fmt="rgb8"),
+    VideoSpec("apng.png", "apng", container="apng", pix_fmt="rgb24"),
+    VideoSpec("webp.webp", "libwebp_anim", container="webp", pix_fmt="bgra"),
+    VideoSpec("ffv1.mkv", "ffv1", pix_fmt="yuv444p"),
+    VideoSpec("wmv.asf", "wmv2"),
+    VideoSpec("sorenson.flv", "flv"),
+    VideoSpec("h263.3gp", "h263", width=128, height=96, aspect=Fraction(12, 11)),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Writes a video of the matrix once, by name."""
+    folder, specs = tmp_path_factory.mktemp("videos"), {spec.name: spec for spec in MATRIX}
+
+    def path_of(name: str) -> Path:
+        path = folder / name
+        return path if path.exists() else specs[name].write(folder)
+
+    return path_of
+
+
+def frames_from_start_to_end(path: Path) -> np.ndarray:
+    """All frames by plain decoding, without an index or a seek."""
+    with av.open(str(path)) as container:
+        stream, convert = container.streams.video[0], None
+        pictures = []
+        for frame in container.decode(stream):
+            convert = convert or PictureConverter.of(frame, stream.sample_aspect_ratio)
+            pictures.append(convert(frame))
+    return np.stack(pictures)
+
+
+def test_the_matrix_is_as_large_as_promised():
+    assert len({spec.name for spec in MATRIX}) == len(MATRIX) >= 40
+
+
+@pytest.fixture
+def decoders(monkeypatch):
+    """Has decode_video share its work between three threads as soon as it seeks; tells which threads decoded."""
+    seen = set()
+    decode_run = GroupDecoder.decode_run
+
+    def noted(self, run):
+        seen.add(threading.current_thread().name)
+        return decode_run(self, run)
+
+    monkeypatch.setattr("video_panda_hf.decoding.readers.WORTH_A_DECODER", 1)
+    monkeypatch.setattr("video_panda_hf.decoding.readers.decoding_threads", lambda: 3)
+    monkeypatch.setattr(GroupDecoder, "decode_run", noted)
+    return seen
+
+
+@pytest.mark.parametrize("spec", MATRIX, ids=lambda spec: spec.name)
+def test_every_frame_comes_back_by_its_number(spec, made):
+    check_numbers(spec, made)
+
+
+@pytest.mark.parametrize("spec", MATRIX, ids=lambda spec: spec.name)
+def test_every_frame_comes_back_from_several_decoders(spec, made, decoders):
+    check_numbers(spec, made)
+    if spec.name in ("b_frames.mp4", "open_gop.mkv", "hevc.ts", "vp9.webm"):
+        assert any(name.startswith("decode_video") for name in decoders)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode_video")]
+
+
+def check_numbers(spec, made):
+    path = made(spec.name)
+    everything, metadata = decode_video(path)
+    assert [read_number(frame) for frame in everything] == spec.numbers
+    assert metadata.total_num_frames == len(spec.numbers)
+    if not spec.name.endswith(".webp"):  # which FFmpeg does not decode
+        np.testing.assert_array_equal(everything, frames_from_start_to_end(path))
+
+    random = np.random.default_rng(len(spec.name))
+    requests = [random.integers(0, len(everything), 5) for _ in range(6)] + [[number] for number in (0, 13, 29, -1)]
+    for wanted in requests:
+        wanted = np.asarray(wanted) % len(everything)
+        frames, metadata = decode_video(path, lambda _, wanted=wanted: wanted)
+        np.testing.assert_array_equal(frames, everything[wanted])
+        assert metadata.frames_indices == wanted.tolist()
+
+
+@pytest.mark.parametrize("spec", MATRIX, ids=lambda spec: spec.name)
+def test_metadata_tells_the_upright_size_the_rate_and_the_duration(spec, made):
+    frames, metadata = decode_video(made(spec.name), lambda _: [3])
+    height, width = spec.height, spec.width
+    if spec.aspect:
+        height, width = (
+            (height, round(width * spec.aspect)) if spec.aspect > 1 else (round(height / spec.aspect), width)
+        )
+    if spec.rotation % 180:
+        height, width = width, height
+    assert frames.shape == (1, height, width, 3) and frames.dtype == np.uint8
+    assert (metadata.height, metadata.width) == (height, width)
+    assert metadata.video_backend == "pyav"
+    first, last = (spec.times(number) / spec.ticks for number in (spec.first_shown, spec.frames - 1))
+    assert metadata.duration == pytest.approx(last - first, abs=0.1)
+    assert metadata.fps == pytest.approx(len(spec.numbers) / metadata.duration)
+
+
+@pytest.mark.parametrize("name", ["b_frames.mp4", "h264.mkv", "mpeg4.avi", "gif.gif", "webp.webp"])
+def test_any_kind_of_source_gives_the_same_frames(name, made):
+    path = made(name)
+    data = path.read_bytes()
+    expected, _ = decode_video(path)
+    with open(path, "rb") as opened:
+        opened.seek(1000)
+        in_url = f"data:video/{path.suffix[1:]};base64,{base64.b64encode(data).decode()}"
+        sources = [str(path), data, bytearray(data), memoryview(data), io.BytesIO(data), opened, in_url]
+        for source in sources:
+            frames, _ = decode_video(source)
+            np.testing.assert_array_equal(frames, expected)
+        assert opened.tell() == 1000
+
+
+def test_a_path_that_looks_like_a_pattern_or_a_protocol_is_a_path(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("concat:%03d.mp4", "a b?#ä.mp4"):
+        Path(name).write_bytes(made("b_frames.mp4").read_bytes())
+        assert decode_video(name)[1].total_num_frames == 48
+
+
+def remux(source: Path, path: Path, change) -> Path:
+    """The packets of `source` after `change(packets)`, which may give them other times, in another container."""
+    with av.open(str(source)) as container, av.open(str(path), "w") as copy:
+        stream = container.streams.video[0]
+        to = copy.add_stream_from_template(stream)
+        for packet in change([packet for packet in container.demux(stream) if packet.size]):
+            packet.stream = to
+            copy.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("name", ["in.mkv", "in.mov", "in.mp4"])
+def test_an_index_that_ends_midway_does_not_cost_the_frames_before(name, made, tmp_path):
+    """As of Xvid, whose packets of a few bytes say that there is no picture: only decoding tells the frames then."""
+
+    def with_an_empty_picture(packets):
+        empty = av.Packet(b"\0\0\1\xb6\x50\0\0")  # a VOP that is not coded
+        for number, packet in enumerate(packets):
+            packet.pts = packet.dts if packet.pts is None else packet.pts
+            if number == 20:
+                empty.time_base, empty.pts, empty.dts = packet.time_base, packet.pts, packet.dts
+            later = int(number >= 20)
+            packet.pts, packet.dts = packet.pts + later, packet.dts + later
+        return [*packets[:20], empty, *packets[20:]]
+
+    path = remux(made("mpeg4_no_b_frames.avi"), tmp_path / name, with_an_empty_picture)
+    expected = [read_number(frame) for frame in frames_from_start_to_end(path)]
+    assert len(expected) >= 48
+    for source in (path, path.read_bytes()):
+        assert [read_number(frame) for frame in decode_video(source)[0]] == expected
+
+
+@pytest.mark.parametrize("name", ["h264.ts", "h264.mkv"])
+def test_a_time_that_occurs_twice_does_not_cost_the_frames(name, made, tmp_path):
+    def one_time_twice(packets):
+        packets[20].pts = packets[19].pts
+        return packets
+
+    path = remux(made(name), tmp_path / name, one_time_twice)
+    expected = [read_number(frame) for frame in frames_from_start_to_end(path)]
+    assert len(expected) == 48
+    assert [read_number(frame) for frame in decode_video(path)[0]] == expected
+
+
+@pytest.mark.parametrize("name", ["h264.ts", "hevc.ts", "mpeg2.ts", "h264.mkv"])
+def test_the_same_recording_twice_in_a_row_has_the_frames_of_both(name, made):
+    data = made(name).read_bytes()
+    frames, metadata = decode_video(data + data)
+    assert [read_number(frame) for frame in frames] == [*range(48), *range(48)]
+    assert metadata.total_num_frames == 96
+
+
+@pytest.mark.parametrize(
+    "name", ["b_frames.mp4", "no_b_frames.mp4", "hevc.mp4", "vp9.mp4", "av1.mp4", "mpeg4.mp4", "mpeg2.mov", "h263.3gp"]
+)
+def test_frames_are_right_and_in_order_without_a_table_of_key_frames(name, made):
+    """A container without it calls every packet a key frame."""
+    data = made(name).read_bytes()
+    assert data.count(b"stss") == 1
+    for strict in (True, False):
+        for wanted in (range(48), [30, 7, 41, 20]):
+            frames, _ = decode_video(data.replace(b"stss", b"free"), lambda _, wanted=wanted: wanted, strict=strict)
+            assert [read_number(frame) for frame in frames] == list(wanted)
+
+
+@pytest.mark.parametrize("packets_lost", [0, 5])
+@pytest.mark.parametrize("name", ["open_gop.ts", "hevc.ts", "mpeg2.ts", "hevc_open_gop.mp4", "mpeg2.mkv"])
+def test_a_recording_that_begins_in_the_middle_has_the_frames_a_player_shows(name, packets_lost, made, tmp_path):
+    """Without its first 12 frames and some packets; what refers to lost frames is neither shown nor counted."""
+    path = tmp_path / name
+    with av.open(str(made(name))) as container, av.open(str(path), "w") as recording:
+        stream = container.streams.video[0]
+        copy = recording.add_stream_from_template(stream)
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        second_key = [place for place, packet in enumerate(packets) if packet.is_keyframe][1]
+        for packet in packets[second_key + packets_lost :]:
+            packet.stream = copy
+            recording.mux(packet)
+    shown = [read_number(frame) for frame in frames_from_start_to_end(path)]
+    frames, _ = decode_video(path)
+    assert [read_number(frame) for frame in frames] == shown
+    frames, _ = decode_video(path, lambda _: [15, 0, 7])
+    assert [read_number(frame) for frame in frames] == [shown[15], shown[0], shown[7]]
+
+
+@pytest.mark.parametrize("name", ["mpeg4.avi", "raw.h264", "interlaced.mp4"])
+def test_a_linear_pass_that_may_keep_nothing_decodes_twice(name, made, monkeypatch):
+    expected, _ = decode_video(made(name))
+    monkeypatch.setattr("video_panda_hf.decoding.readers.KEPT_BYTES", 0)
+    for source in (made(name), made(name).read_bytes()):
+        frames, _ = decode_video(source, lambda _: [30, 7, 30])
+        np.testing.assert_array_equal(frames, expected[[30, 7, 30]])
+
+
+@pytest.mark.parametrize("name", ["b_frames.mp4", "late_start.ts", "variable_rate.mkv", "edit_list.mp4", "mpeg4.avi"])
+def test_a_window_counts_the_frames_shown_inside_it(name, made):
+    spec = next(spec for spec in MATRIX if spec.name == name)
+    start, end = 0.31, 1.05
+    zero = spec.times(spec.first_shown)
+    inside = [number for number in spec.numbers if start <= (spec.times(number) - zero) / spec.ticks < end]
+    frames, metadata = decode_video(made(name), start=start, end=end)
+    assert [read_number(frame) for frame in frames] == inside
+    assert metadata.total_num_frames == len(inside)
+    assert metadata.duration == pytest.approx(end - start, abs=0.15)
+    assert metadata.frames_indices == list(range(len(inside)))
+
+
+def test_a_window_must_hold_a_frame(made):
+    path = made("b_frames.mp4")
+    with pytest.raises(ValueError, match="start < end"):
+        decode_video(path, start=1.0, end=1.0)
+    with pytest.raises(ValueError, match=r"lasts 1\.920 s"):
+        decode_video(path, start=10.0)
+
+
+def test_the_sampler_is_asked_once_and_knows_everything_but_the_indices(made):
+    seen = []
+
+    def sampler(metadata):
+        seen.append((metadata.total_num_frames, metadata.fps, metadata.duration, metadata.frames_indices))
+        return torch.tensor([5, 2, 5])
+
+    frames, metadata = decode_video(made("b_frames.mp4"), sampler)
+    assert seen == [(48, 25.0, 1.92, None)]
+    assert [read_number(frame) for frame in frames] == [5, 2, 5]
+    assert metadata.timestamps == [0.2, 0.08, 0.2]
+
+
+def test_several_decoders_read_paths_and_bytes_and_leave_a_file_object_to_one(made, decoders):
+    path = made("b_frames.mp4")
+    expected, _ = decode_video(path, lambda _: [7, 20, 41])
+    for source, several in ((path, True), (path.read_bytes(), True), (open(path, "rb"), False)):
+        decoders.clear()
+        frames, _ = decode_video(source, lambda _: [7, 20, 41])
+        np.testing.assert_array_equal(frames, expected)
+        assert any(name.startswith("decode_video") for name in decoders) == several
+
+
+def test_one_stretch_and_stretches_of_many_pictures_are_left_to_one_decoder(made, decoders, monkeypatch):
+    everything, _ = decode_video(made("b_frames.mp4"))
+    assert len(everything) == 48 and not any(name.startswith("decode_video") for name in decoders)
+    monkeypatch.setattr("video_panda_hf.decoding.readers.KEPT_BYTES", everything[0].nbytes)
+    decode_video(made("b_frames.mp4"), lambda _: [7, 20, 41])
+    assert not any(name.startswith("decode_video") for name in decoders)
+
+
+def test_an_error_in_one_of_several_decoders_ends_all(made, decoders, monkeypatch):
+    feed = GroupDecoder.feed
+
+    def feed_until_time_is_up(self, packet):
+        if threading.current_thread().name.startswith("decode_video"):
+            self.budget.start -= 1000
+        return feed(self, packet)
+
+    monkeypatch.setattr(GroupDecoder, "feed", feed_until_time_is_up)
+    with pytest.raises(VideoLimitError, match="max_seconds"):
+        decode_video(made("b_frames.mp4"), lambda _: [7, 20, 41])
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode_video")]
+
+
+def test_where_no_thread_can_be_had_one_decoder_does_the_work(made, decoders, monkeypatch):
+    def no_thread(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("video_panda_hf.decoding.readers.ThreadPoolExecutor.submit", no_thread)
+    frames, _ = decode_video(made("b_frames.mp4"), lambda _: [7, 20, 41])
+    assert [read_number(frame) for frame in frames] == [7, 20, 41]
+
+
+def test_an_index_outside_the_video_is_named(made):
+    for index in (48, -1):
+        with pytest.raises(IndexError, match=f"frame {index} .* 0 to 47"):
+            decode_video(made("b_frames.mp4"), lambda _, index=index: [index])
+
+
+def test_only_the_groups_of_the_wanted_frames_are_read(tmp_path):
+    """Of an mp4, the packets of other groups of pictures are not even fetched from the file."""
+
+    class CountingFile(io.FileIO):
+        bytes_read = 0
+
+        def read(self, size=-1):
+            data = super().read(size)
+            self.bytes_read += len(data)
+            return data
+
+    path, random = tmp_path / "noise.mp4", np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "qp": "4"})
+        stream.width, stream.height, stream.codec_context.gop_size = 256, 256, 10
+        for _ in range(100):
+            noise = random.integers(0, 256, (256, 256, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(stream.encode(None))
+    with CountingFile(path) as file:
+        decode_video(file, lambda _: [0, 55])
+        assert path.stat().st_size > 5e6 and file.bytes_read < 0.4 * path.stat().st_size
+
+
+@pytest.mark.parametrize("full_range", [False, True])
+@pytest.mark.parametrize("matrix, red, blue", [(1, 0.2126, 0.0722), (5, 0.299, 0.114), (9, 0.2627, 0.0593)])
+def test_colours_follow_the_matrix_and_range_that_the_file_names(matrix, red, blue, full_range, tmp_path):
+    """`red` and `blue` are the weights of ITU-R BT.709, BT.601 and BT.2020 for luma."""
+    colours = np.array([[200, 40, 40], [40, 180, 60], [50, 60, 210], [128, 128, 128]], dtype=np.uint8)
+    picture = np.repeat(np.repeat(colours[None], 64, axis=0), 32, axis=1)
+    r, g, b = np.moveaxis(picture / 255, -1, 0)
+    y = red * r + (1 - red - blue) * g + blue * b
+    u, v = (b - y) / (2 - 2 * blue), (r - y) / (2 - 2 * red)
+    black, luma, chroma = (0, 255, 255) if full_range else (16, 219, 224)
+    yuv = np.stack([black + luma * y, 128 + chroma * u, 128 + chroma * v]).round().astype(np.uint8)
+
+    path = tmp_path / "colours.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 64, "yuv444p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, 2 if full_range else 1
+        container.mux([*stream.encode(av.VideoFrame.from_ndarray(yuv, format="yuv444p")), *stream.encode(None)])
+    frames, _ = decode_video(path)
+    assert np.abs(frames[0].astype(int) - picture).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 5, 6, 7])
+@pytest.mark.parametrize("name", ["exif.avi", "exif.mov", "exif.mkv"])
+def test_motion_jpeg_with_exif_is_upright(name, orientation, tmp_path):
+    exif, pictures = Image.Exif(), []
+    exif[ExifTags.Base.Orientation] = orientation
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p"
+        for number in range(5):
+            file = io.BytesIO()
+            Image.fromarray(draw_number(number)).save(file, "JPEG", exif=exif)
+            pictures.append(np.asarray(ImageOps.exif_transpose(Image.open(file))))
+            packet = av.Packet(file.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, number, number, True
+            packet.time_base = Fraction(1, 25)
+            container.mux(packet)
+    frames, _ = decode_video(tmp_path / name)
+    assert frames.shape == (5, *pictures[0].shape)
+    assert np.abs(frames.astype(int) - pictures).mean() < 3
+
+
+def test_limits_are_told_by_name(made):
+    path = made("b_frames.mp4")
+    for limits in (
+        {"max_side": 95},
+        {"max_pixels": 96 * 64 - 1},
+        {"max_duration": 1.9},
+        {"max_frames": 47},
+        {"max_output_bytes": 48 * 96 * 64 * 3 - 1},
+        {"max_source_bytes": 1000},
+        {"max_seconds": 0.0},
+    ):
+        (name,) = limits
+        with pytest.raises(ValueError, match=name if name != "max_pixels" else "."):
+            decode_video(path, limits=DecodeLimits(**limits))
+    assert len(decode_video(path, limits=DecodeLimits(*[None] * 8))[0]) == 48
+
+
+class NumbersOfVideos(torch.utils.data.Dataset):
+    """The numbers drawn in frames 7, 20 and 41 of each of some videos."""
+
+    def __init__(self, paths):
+        self.paths = paths
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, item):
+        frames, _ = decode_video(self.paths[item], lambda _: [7, 20, 41])
+        return [read_number(frame) for frame in frames]
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_data_loader_workers_decode(start_method, made):
+    paths = [made(name) for name in ("b_frames.mp4", "h264.mkv", "vp9.mp4", "mpeg4.avi")]
+    decode_video(paths[0])  # the parent has decoded before the fork
+    loader = DataLoader(
+        NumbersOfVideos(paths), batch_size=None, num_workers=2, multiprocessing_context=start_method, timeout=300
+    )
+    assert list(loader) == [[7, 20, 41]] * 4
+
+
+def test_metadata_and_limits_can_be_pickled(made):
+    _, metadata = decode_video(made("b_frames.mp4"))
+    assert pickle.loads(pickle.dumps(metadata)) == metadata
+    assert pickle.loads(pickle.dumps(DecodeLimits(max_side=10))) == DecodeLimits(max_side=10)
+
+
+def test_a_good_file_gives_no_warning_in_lenient_mode(made):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("b_frames.mp4", "hevc.ts", "vp9.mp4", "gif.gif"):
+            decode_video(made(name), strict=False)
+
+
+def test_drawn_numbers_can_be_read():
+    assert [read_number(draw_number(number)) for number in range(64)] == list(range(64))
+    assert [read_number(draw_number(number)[::-1]) for number in range(64)] != list(range(64))

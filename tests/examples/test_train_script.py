@@ -1,0 +1,307 @@
+"""`examples/train.py` as a user runs it: recipes, a run that is killed, several processes; and that it learns."""
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, CLIPImageProcessor, set_seed
+
+from helpers.tiny_models import TEXT_CONFIGS, tiny_config
+from helpers.tiny_tokenizers import chatml_tokenizer
+from helpers.training import tiny_teacher
+from helpers.video_files import VideoSpec
+from video_panda_hf import VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaProcessor
+from video_panda_hf.training import VideoPandaDataCollator, VideoPandaTrainer, VideoPandaTrainingArguments
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def new_model(processor: VideoPandaProcessor, **text) -> VideoPandaForConditionalGeneration:
+    sizes = {**tiny_config().text_config.to_dict(), **TEXT_CONFIGS["llama"], "vocab_size": len(processor.tokenizer)}
+    sizes |= {"pad_token_id": processor.tokenizer.pad_token_id, "eos_token_id": processor.tokenizer.eos_token_id}
+    config = VideoPandaConfig(
+        vision_config={"hidden_size": 24, "num_attention_heads": 4, "patch_size": 2, "image_size": 16},
+        text_config={**sizes, **text},
+        video_token_id=processor.video_token_id,
+        row_token_id=processor.row_token_id,
+    )
+    set_seed(0)
+    return VideoPandaForConditionalGeneration(config)
+
+
+def new_processor() -> VideoPandaProcessor:
+    return VideoPandaProcessor.from_text_pretrained(chatml_tokenizer(), image_size=16, patch_size=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """`model`, `teacher` and `data.json`: a tiny checkpoint, a tiny CLIP, conversations about small videos."""
+    folder = tmp_path_factory.mktemp("train")
+    processor = new_processor()
+    processor.save_pretrained(folder / "model")
+    new_model(processor).save_pretrained(folder / "model")
+    tiny_teacher("clip", image_size=8, patch_size=2).save_pretrained(folder / "teacher")
+    CLIPImageProcessor().save_pretrained(folder / "teacher")
+    rows = []
+    for number, (width, height) in enumerate([(48, 32), (32, 48), (32, 32), (64, 32)]):
+        VideoSpec(f"{number}.mp4", "libx264", width=width, height=height, frames=16).write(folder)
+        for turn in range(4):
+            question = {"from": "human", "value": f"<video>\nWhat is shown in this video, {turn}?"}
+            answer = {"from": "gpt", "value": f"lower {'longer ' * turn}string {number}"}
+            rows.append({"id": len(rows), "video": f"{number}.mp4", "conversations": [question, answer]})
+    (folder / "data.json").write_text(json.dumps(rows))
+    return folder
+
+
+def command(folder: Path, recipe: str, output: Path, *options: str, strategy: str | None = None) -> list[str]:
+    """`strategy`: a file of examples/accelerate, for two processes on the CPU. `None`: one process."""
+    launcher, device = [sys.executable], ["--use_cpu"]
+    if strategy is not None:
+        config = EXAMPLES / "accelerate" / f"{strategy}.yaml"
+        launcher += ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes=2"]
+        launcher += ["--mixed_precision=no", "--main_process_port=0"]
+    if strategy == "fsdp2":
+        launcher.append(Path(__file__).parents[1] / "helpers" / "fsdp_on_cpu.py")
+    if strategy is not None and "deepspeed" in strategy:  # which is not used at all with --use_cpu
+        device = ["--ddp_backend", "gloo"]
+    options = [*device, *"--bf16 false --dataloader_num_workers 0 --logging_steps 1 --seed 1".split(), *options]
+    script = [EXAMPLES / "train.py", "--config", EXAMPLES / "recipes" / f"{recipe}.yaml", "--output_dir", output]
+    return list(map(str, [*launcher, *script, "--model", folder / "model", "--data", folder / "data.json", *options]))
+
+
+def run(*arguments, **options) -> None:
+    done = subprocess.run(command(*arguments, **options), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def logs(checkpoint: Path) -> list[dict]:
+    """What a run logged of each step, but for how fast it was."""
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return [{key: value for key, value in entry.items() if "_per_second" not in key} for entry in history]
+
+
+def test_stage_1_runs_by_its_recipe_and_goes_on_where_it_was_killed(folder, tmp_path):
+    """SIGKILL after the first checkpoint; the same command again ends with the losses of an unbroken run."""
+    options = ["--distillation_teacher", folder / "teacher", "--max_steps", "24", "--save_steps", "3"]
+    options += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
+    run(folder, "stage1", tmp_path / "unbroken", *options)
+    expected = logs(tmp_path / "unbroken" / "checkpoint-24")
+    assert len(expected) == 24 and {"loss", "language_loss", "distillation_loss"} <= set(expected[0])
+    before, after = (load_file(path / "model.safetensors") for path in (folder / "model", tmp_path / "unbroken"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not any("language_model" in name or "lm_head" in name for name in changed)
+    assert (tmp_path / "unbroken" / "distillation_head.safetensors").is_file()
+
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(command(folder, "stage1", killed, *options), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    while not (killed / "checkpoint-3" / "trainer_state.json").is_file():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "checkpoint-24").exists()
+    run(folder, "stage1", killed, *options)
+    assert logs(killed / "checkpoint-24") == expected
+
+
+def parse(monkeypatch, *arguments: str):
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    return runpy.run_path(str(EXAMPLES / "train.py"))["parse_arguments"]()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rate", "batch"), [("stage1", 4e-4, 2048), ("stage2", 4e-5, 2048), ("stage3", 2e-5, 1024)]
+)
+def test_recipes_are_the_papers(monkeypatch, recipe, rate, batch):
+    arguments = ["--config", EXAMPLES / "recipes" / f"{recipe}.yaml", "--model", "model", "--data", "data.json"]
+    _, args = parse(monkeypatch, *arguments, "--bf16", "false", "--use_cpu")
+    assert (args.learning_rate, args.weight_decay, args.num_train_epochs) == (rate, 0, 1)
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps * 8 == batch
+    assert args.get_warmup_steps(1000) == (30 if recipe == "stage1" else 10)
+    assert args.train_vision and args.train_language == (recipe != "stage1")
+
+
+@pytest.mark.parametrize("recipe", ["lora", "qlora"])
+def test_the_command_line_goes_before_the_recipe(monkeypatch, recipe):
+    arguments = ["--config", EXAMPLES / "recipes" / f"{recipe}.yaml", "--model", "model", "--data", "data.json"]
+    script, args = parse(monkeypatch, *arguments, "--bf16", "false", "--use_cpu", "--lora_rank", "8")
+    assert (script.lora_rank, script.lora_alpha, script.load_in_4bit) == (8, 128, recipe == "qlora")
+    assert (args.learning_rate, args.vision_learning_rate) == (2e-4, 2e-5)
+
+
+def test_a_recipe_with_a_setting_that_does_not_exist_is_an_error(monkeypatch, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("learning_rte: 1e-4\n")
+    with pytest.raises(SystemExit):
+        parse(monkeypatch, "--config", tmp_path / "recipe.yaml")
+    assert "settings that do not exist: learning_rte" in capsys.readouterr().err
+
+
+def test_evaluation_data_that_would_never_be_looked_at_are_an_error(monkeypatch, capsys):
+    arguments = [
+        "--model",
+        "model",
+        "--data",
+        "data.json",
+        "--eval_data",
+        "eval.json",
+        "--output_dir",
+        "out",
+        "--use_cpu",
+    ]
+    with pytest.raises(SystemExit):
+        parse(monkeypatch, *arguments)
+    assert "--eval_strategy" in capsys.readouterr().err
+    assert parse(monkeypatch, *arguments, "--eval_strategy", "epoch")[0].eval_data == ["eval.json"]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Losses of each step and weights at the end, to 1e-5."""
+    expected, got = logs(one / "checkpoint-4"), logs(other / "checkpoint-4")
+    for key in set(expected[0]) & {"loss", "language_loss", "distillation_loss", "learning_rate"}:
+        assert [entry[key] for entry in got] == pytest.approx([entry[key] for entry in expected], abs=1e-5)
+    files = {path.name for path in one.glob("*.safetensors")}
+    assert files == {path.name for path in other.glob("*.safetensors")}
+    for file in files:
+        torch.testing.assert_close(load_file(other / file), load_file(one / file), atol=1e-5, rtol=1e-5)
+
+
+# Four steps on the same global batches. STAB is frozen, for each process' batch norm sees its own part of the batch
+# (torch's SyncBatchNorm would see all).
+STEPS = (
+    "--max_steps 4 --save_steps 2 --learning_rate 1e-3 --train_vision false --gradient_accumulation_steps 2".split()
+)
+BATCH_OF_ONE, BATCH_OF_TWO = (["--per_device_train_batch_size", size] for size in "42")
+
+
+@pytest.fixture(scope="module")
+def one_process(folder, tmp_path_factory) -> Path:
+    """What one process gives, with distillation."""
+    output = tmp_path_factory.mktemp("one") / "process"
+    run(folder, "stage3", output, *STEPS, *BATCH_OF_ONE, "--distillation_teacher", folder / "teacher")
+    return output
+
+
+def test_two_processes_train_as_one_and_either_goes_on_from_the_others_checkpoint(folder, tmp_path, one_process):
+    options = [*STEPS, "--distillation_teacher", folder / "teacher"]
+    two, to_one, to_two = tmp_path / "two", tmp_path / "to_one", tmp_path / "to_two"
+    run(folder, "stage3", two, *options, *BATCH_OF_TWO, strategy="ddp")
+    shutil.copytree(two / "checkpoint-2", to_one / "checkpoint-2")
+    run(folder, "stage3", to_one, *options, *BATCH_OF_ONE)
+    shutil.copytree(one_process / "checkpoint-2", to_two / "checkpoint-2")
+    run(folder, "stage3", to_two, *options, *BATCH_OF_TWO, strategy="ddp")
+    for output in (two, to_one, to_two):
+        assert_same_run(one_process, output)
+
+
+def test_fsdp2_trains_as_one_process(folder, tmp_path, one_process):
+    """And goes on from its own checkpoint: after its first the run is cut short, and started again."""
+    options = [*STEPS, *BATCH_OF_TWO, "--distillation_teacher", folder / "teacher"]
+    run(folder, "stage3", tmp_path, *options, strategy="fsdp2")
+    assert (tmp_path / "checkpoint-2" / "pytorch_model_fsdp.bin").is_file()
+    assert_same_run(one_process, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    run(folder, "stage3", tmp_path, *options, strategy="fsdp2")
+    assert_same_run(one_process, tmp_path)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_trains_as_one_process(folder, tmp_path, stage):
+    """The losses of four steps, and what is loaded from what was saved."""
+    pytest.importorskip("deepspeed")
+    run(folder, "stage3", tmp_path / "one", *STEPS, *BATCH_OF_ONE)
+    run(folder, "stage3", tmp_path / "two", *STEPS, *BATCH_OF_TWO, strategy=f"deepspeed_zero{stage}")
+    losses = [[entry["loss"] for entry in logs(tmp_path / name / "checkpoint-4")] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    one, two = (AutoModelForImageTextToText.from_pretrained(tmp_path / name) for name in ("one", "two"))
+    torch.testing.assert_close(two.state_dict(), one.state_dict(), atol=1e-5, rtol=1e-5)
+
+
+def test_processes_with_and_without_videos_keep_in_step_under_fsdp2():
+    script = Path(__file__).parents[1] / "helpers" / "fsdp_gradients.py"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*launcher, script], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def train_adapters(monkeypatch, folder, output, recipe: str, *options: str):
+    pytest.importorskip("peft")
+    arguments = command(folder, recipe, output, "--max_steps", "2", *options)[2:]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    runpy.run_path(str(EXAMPLES / "train.py"))["main"]()
+    weights = load_file(output / "adapter_model.safetensors")
+    assert {name.split(".")[4] for name in weights if "lora_" in name} == {"layers"}
+    kinds = ("lora_", "vision_tower", "multi_modal_projector")
+    assert all(any(kind in name for name in weights) for kind in kinds)
+    assert all(any(kind in name for kind in kinds) for name in weights)
+    assert {weight.dtype for weight in weights.values()} <= {torch.float32, torch.int64}
+
+
+def test_lora_runs_by_its_recipe(monkeypatch, folder, tmp_path):
+    train_adapters(monkeypatch, folder, tmp_path, "lora", "--bf16", "true")
+
+
+on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+def test_qlora_runs_by_its_recipe(monkeypatch, folder, tmp_path, device):
+    pytest.importorskip("bitsandbytes")
+    use_cpu = str(device == "cpu").lower()
+    train_adapters(monkeypatch, folder, tmp_path, "qlora", "--bf16", "true", "--use_cpu", use_cpu)
+
+
+# It learns
+
+
+def test_eight_clips_are_learned_to_the_letter(tmp_path):
+    """From nothing: each clip's answer tells its brightness and which way its bar moves, which a single frame does not
+    show; greedy decoding then gives every answer exactly."""
+    processor = new_processor()
+    rows = []
+    for brightness, level in {"dark": 60, "grey": 120, "light": 190, "white": 255}.items():
+        for direction in ("left", "right"):
+            clip = np.zeros((8, 16, 16, 3), np.uint8)
+            for time_step in range(8):
+                column = 2 * (time_step if direction == "right" else 7 - time_step)
+                clip[time_step, :, column : column + 2] = level
+            question = [{"type": "video", "video": clip}, {"type": "text", "text": "What is shown?"}]
+            answer = {"role": "assistant", "content": f"A {brightness} bar moves to the {direction}."}
+            rows.append({"messages": [{"role": "user", "content": question}, answer]})
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.08}
+    model = new_model(processor, **sizes)
+    arguments = VideoPandaTrainingArguments(
+        str(tmp_path),
+        max_steps=160,
+        per_device_train_batch_size=8,
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=10,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_steps=25,
+    )
+    VideoPandaTrainer(model, arguments, train_dataset=rows, data_collator=VideoPandaDataCollator(processor)).train()
+
+    model.eval()
+    for row in rows:
+        prompt = processor.apply_chat_template(
+            row["messages"][:1], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        output = model.generate(**prompt, max_new_tokens=60, do_sample=False, use_cache=True)
+        answer = processor.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert answer == row["messages"][1]["content"]
