@@ -22,6 +22,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from helpers.video_files import VideoSpec, read_number
+from video_panda_hf.decoding import http, readers
 from video_panda_hf.decoding.errors import (
     Budget,
     CorruptVideoError,
@@ -36,7 +37,7 @@ from video_panda_hf.decoding.errors import (
 )
 from video_panda_hf.decoding.sources import demux
 from video_panda_hf.decoding.video import decode_video
-from video_panda_hf.processing import VideoPandaVideoProcessor, decoding_http, decoding_readers
+from video_panda_hf.processing import VideoPandaVideoProcessor
 
 
 SPECS = [
@@ -92,7 +93,7 @@ def damage_everything(folder: Path) -> dict:
     """Decodes damaged copies of the videos in `folder`; what happened, for the test above."""
     report = {"mutants": 0, "truncated": 0, "undocumented": [], "slowest": 0.0}
     outcomes = Counter()
-    decoding_readers.WORTH_A_DECODER = 1  # so that several decoders share the work, whenever there are several threads
+    readers.WORTH_A_DECODER = 1  # so that several decoders share the work, whenever there are several threads
     warnings.simplefilter("ignore", VideoDecodeWarning)
     av.logging.set_level(None)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -103,7 +104,7 @@ def damage_everything(folder: Path) -> dict:
         damaged += [(f"mutant {seed}", flip_bytes(data, seed)) for seed in range(MUTANTS_PER_FILE)]
         for number, (name, video) in enumerate(damaged):
             print(path.name, name, flush=True)  # the last line tells which video ended the process
-            decoding_readers.decoding_threads = lambda number=number: 1 + number % 3
+            readers.decoding_threads = lambda number=number: 1 + number % 3
             signal.alarm(2 * SECONDS_PER_VIDEO)
             start = time.monotonic()
             try:
@@ -585,8 +586,8 @@ def test_ranges_that_say_nothing_are_an_error(kind, url):
 
 
 def test_a_later_answer_with_the_whole_file_is_not_taken_for_a_part_of_it(url, monkeypatch):
-    monkeypatch.setattr(decoding_http, "_WORTH_A_REQUEST", 0)
-    with decoding_http.HttpFile(f"{url}/odd/whole/h264.mp4", Budget("clip", DecodeLimits())) as file:
+    monkeypatch.setattr(http, "_WORTH_A_REQUEST", 0)
+    with http.HttpFile(f"{url}/odd/whole/h264.mp4", Budget("clip", DecodeLimits())) as file:
         file.read(10)
         file.seek(1000)
         for _ in range(2):
