@@ -13,10 +13,12 @@ import threading
 import time
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
+import av.logging
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
@@ -222,6 +224,31 @@ def test_no_thread_of_a_decoder_outlives_the_call(is_damaged, strict, tmp_path):
         assert threads() <= before
     finally:
         gc.enable()
+
+
+def test_ffmpeg_logs_nothing_while_decoders_live(folder):
+    """PyAV holds the GIL while it waits for a decoder's threads to end, and a thread that logs waits for the GIL."""
+    seen = []
+
+    def sample(_):
+        seen.append(av.logging.get_level())
+        if len(seen) < 3:
+            decode_video(folder / "h264.mkv", sample)
+            seen.append(av.logging.get_level())
+        return [0]
+
+    before = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: decode_video(folder / "h264.mkv", sample), range(4)))
+        assert av.logging.get_level() == av.logging.ERROR
+        with pytest.raises(VideoDecodeError):
+            decode_video(folder / "no such file.mp4")
+        assert av.logging.get_level() == av.logging.ERROR
+    finally:
+        av.logging.set_level(before)
+    assert seen and set(seen) == {None}
 
 
 @pytest.mark.parametrize("strict", [True, False])

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, CLIPImageProcessor, set_seed
 
+from helpers.processes import free_port, run_to_the_end
 from helpers.tiny_models import TEXT_CONFIGS, tiny_config
 from helpers.tiny_tokenizers import chatml_tokenizer
 from helpers.training import tiny_teacher
@@ -26,6 +27,7 @@ from video_panda_hf.training import VideoPandaDataCollator, VideoPandaTrainer, V
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT["PYTHONPATH"] = str(Path(__file__).parents[1])  # for `helpers`
 
 
 def new_model(processor: VideoPandaProcessor, **text) -> VideoPandaForConditionalGeneration:
@@ -71,7 +73,7 @@ def command(folder: Path, recipe: str, output: Path, *options: str, strategy: st
     if strategy is not None:
         config = EXAMPLES / "accelerate" / f"{strategy}.yaml"
         launcher += ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes=2"]
-        launcher += ["--mixed_precision=no", "--main_process_port=0"]
+        launcher += ["--mixed_precision=no", f"--main_process_port={free_port()}"]
     if strategy == "fsdp2":
         launcher.append(Path(__file__).parents[1] / "helpers" / "fsdp_on_cpu.py")
     if strategy is not None and "deepspeed" in strategy:  # which is not used at all with --use_cpu
@@ -82,8 +84,7 @@ def command(folder: Path, recipe: str, output: Path, *options: str, strategy: st
 
 
 def run(*arguments, **options) -> None:
-    done = subprocess.run(command(*arguments, **options), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_to_the_end(command(*arguments, **options), env=ENVIRONMENT)
 
 
 def logs(checkpoint: Path) -> list[dict]:
@@ -231,8 +232,7 @@ def test_deepspeed_trains_as_one_process(folder, tmp_path, stage):
 def test_processes_with_and_without_videos_keep_in_step_under_fsdp2():
     script = Path(__file__).parents[1] / "helpers" / "fsdp_gradients.py"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run([*launcher, script], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_to_the_end([*launcher, script], env=ENVIRONMENT)
 
 
 def train_adapters(monkeypatch, folder, output, recipe: str, *options: str):

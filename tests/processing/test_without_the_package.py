@@ -1,4 +1,4 @@
-"""The code of a checkpoint where the package is not installed: videos are decoded plainly, and the rest is an error."""
+"""The code of a checkpoint without the package: videos are decoded plainly, and what that cannot do is an error."""
 
 import io
 
