@@ -4,8 +4,8 @@ import logging
 from contextlib import contextmanager
 
 
-# transformers imports torchao, which registers its enums with torch in a way that torch 2.14 calls deprecated, and which
-# says so if its C++ parts do not fit the installed torch.
+# transformers imports torchao. That registers its enums with torch in a way that torch 2.14 calls deprecated, and it
+# logs a line if its C++ parts do not fit the installed torch.
 NOISY_AT_IMPORT = ("torch.utils._pytree", "torchao")
 
 
