@@ -4,8 +4,9 @@ import logging
 from contextlib import contextmanager
 
 
-# torchao registers its enums with torch in a way that torch 2.14 calls deprecated, when transformers imports it.
-NOISY_AT_IMPORT = ("torch.utils._pytree",)
+# transformers imports torchao, which registers its enums with torch in a way that torch 2.14 calls deprecated, and
+# which says so if its C++ parts do not fit the installed torch.
+NOISY_AT_IMPORT = ("torch.utils._pytree", "torchao")
 
 
 @contextmanager

@@ -31,8 +31,8 @@ from helpers.reference_checkpoint import (
     to_patches,
     write_reference,
 )
-from video_panda_hf import conversion, conversion_files
-from video_panda_hf.conversion import ConversionError, convert_checkpoint, main
+from video_panda_hf import conversion
+from video_panda_hf.conversion import ConversionError, convert_checkpoint, files, main
 
 
 PREFIX = "model.vision_tower."
@@ -90,11 +90,11 @@ def expected_logits(tmp_path_factory) -> torch.Tensor:
 def test_the_same_model_from_every_format_in_files_of_any_size(
     convert, expected_logits, monkeypatch, kind, shards, max_shard_size
 ):
-    monkeypatch.setattr(conversion_files, "CHUNK_ELEMENTS", 5000)
-    monkeypatch.setattr(conversion_files, "MAPPED_BYTES", 200_000)
+    monkeypatch.setattr(files, "CHUNK_ELEMENTS", 5000)
+    monkeypatch.setattr(files, "MAPPED_BYTES", 200_000)
     target = convert(kind=kind, shards=shards, options={"max_shard_size": max_shard_size})
-    files = list(target.glob("*.safetensors"))
-    assert len(files) == 1 if shards == 1 else len(files) > 3 and max(f.stat().st_size for f in files) < 110_000
+    written = list(target.glob("*.safetensors"))
+    assert len(written) == 1 if shards == 1 else len(written) > 3 and max(f.stat().st_size for f in written) < 110_000
     # The rows of the two new tokens are sums of chunks, so that their last bit may differ.
     torch.testing.assert_close(video_logits(load(target)), expected_logits, rtol=0, atol=1e-6)
 
@@ -397,7 +397,7 @@ def test_an_empty_target_is_filled_and_an_unfinished_one_never_seen(tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("video_panda_hf.conversion.VideoPandaProcessor.save_pretrained", interrupted)
+        patch.setattr("video_panda_hf.processing.VideoPandaProcessor.save_pretrained", interrupted)
         with pytest.raises(KeyboardInterrupt):
             convert_checkpoint(source, target, quiet=True)
     assert list(target.iterdir()) == [] and len(list(tmp_path.iterdir())) == 2
@@ -441,7 +441,7 @@ def test_a_killed_conversion_leaves_no_target_and_is_named_by_the_next(tmp_path,
 
     def convert_slowly():
         torch.set_num_threads(1)
-        conversion.build_generation_config = lambda *_: time.sleep(60)
+        conversion.convert.build_generation_config = lambda *_: time.sleep(60)
         main([str(source), str(target)])
 
     process = forked(convert_slowly)

@@ -13,15 +13,18 @@ import threading
 import time
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import av
+import av.logging
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
 from helpers.video_files import VideoSpec, read_number
+from video_panda_hf.decoding import http, readers
 from video_panda_hf.decoding.errors import (
     Budget,
     CorruptVideoError,
@@ -36,7 +39,7 @@ from video_panda_hf.decoding.errors import (
 )
 from video_panda_hf.decoding.sources import demux
 from video_panda_hf.decoding.video import decode_video
-from video_panda_hf.processing import VideoPandaVideoProcessor, decoding_http, decoding_readers
+from video_panda_hf.processing import VideoPandaVideoProcessor
 
 
 SPECS = [
@@ -92,7 +95,7 @@ def damage_everything(folder: Path) -> dict:
     """Decodes damaged copies of the videos in `folder`; what happened, for the test above."""
     report = {"mutants": 0, "truncated": 0, "undocumented": [], "slowest": 0.0}
     outcomes = Counter()
-    decoding_readers.WORTH_A_DECODER = 1  # so that several decoders share the work, whenever there are several threads
+    readers.WORTH_A_DECODER = 1  # so that several decoders share the work, whenever there are several threads
     warnings.simplefilter("ignore", VideoDecodeWarning)
     av.logging.set_level(None)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -103,7 +106,7 @@ def damage_everything(folder: Path) -> dict:
         damaged += [(f"mutant {seed}", flip_bytes(data, seed)) for seed in range(MUTANTS_PER_FILE)]
         for number, (name, video) in enumerate(damaged):
             print(path.name, name, flush=True)  # the last line tells which video ended the process
-            decoding_readers.decoding_threads = lambda number=number: 1 + number % 3
+            readers.decoding_threads = lambda number=number: 1 + number % 3
             signal.alarm(2 * SECONDS_PER_VIDEO)
             start = time.monotonic()
             try:
@@ -221,6 +224,31 @@ def test_no_thread_of_a_decoder_outlives_the_call(is_damaged, strict, tmp_path):
         assert threads() <= before
     finally:
         gc.enable()
+
+
+def test_ffmpeg_logs_nothing_while_decoders_live(folder):
+    """PyAV holds the GIL while it waits for a decoder's threads to end, and a thread that logs waits for the GIL."""
+    seen = []
+
+    def sample(_):
+        seen.append(av.logging.get_level())
+        if len(seen) < 3:
+            decode_video(folder / "h264.mkv", sample)
+            seen.append(av.logging.get_level())
+        return [0]
+
+    before = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: decode_video(folder / "h264.mkv", sample), range(4)))
+        assert av.logging.get_level() == av.logging.ERROR
+        with pytest.raises(VideoDecodeError):
+            decode_video(folder / "no such file.mp4")
+        assert av.logging.get_level() == av.logging.ERROR
+    finally:
+        av.logging.set_level(before)
+    assert seen and set(seen) == {None}
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -585,8 +613,8 @@ def test_ranges_that_say_nothing_are_an_error(kind, url):
 
 
 def test_a_later_answer_with_the_whole_file_is_not_taken_for_a_part_of_it(url, monkeypatch):
-    monkeypatch.setattr(decoding_http, "_WORTH_A_REQUEST", 0)
-    with decoding_http.HttpFile(f"{url}/odd/whole/h264.mp4", Budget("clip", DecodeLimits())) as file:
+    monkeypatch.setattr(http, "_WORTH_A_REQUEST", 0)
+    with http.HttpFile(f"{url}/odd/whole/h264.mp4", Budget("clip", DecodeLimits())) as file:
         file.read(10)
         file.seek(1000)
         for _ in range(2):

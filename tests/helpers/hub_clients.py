@@ -59,7 +59,7 @@ def push():
     """Pushes by `push_folder` and by `push_to_hub`. Keeps the logits that others should find."""
     import peft
 
-    from video_panda_hf import SHIPPED_MODEL, VideoPandaForConditionalGeneration, VideoPandaProcessor
+    from video_panda_hf import SHIPPED_MODEL, VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaProcessor
     from video_panda_hf.hub import push_folder
 
     model = VideoPandaForConditionalGeneration.from_pretrained(SHIPPED_MODEL)
@@ -74,9 +74,9 @@ def push():
 
     shards = saved("shards", max_shard_size="1MB")
     push_folder(shards, "ann/panda")
-    push_folder(shards, "ann/edited", commit_message="A better model")  # has a card that someone wrote
+    push_folder(saved("whole"), "ann/edited", commit_message="A better model")  # has a card that someone wrote
     push_folder(shards, "ann/no-code", include_code=False)
-    model.config.push_to_hub("ann/config")
+    VideoPandaConfig().push_to_hub("ann/config")
     processor.video_processor.push_to_hub("ann/video-processor")
     for part in (model, processor):
         part.push_to_hub("ann/secret", private=True)

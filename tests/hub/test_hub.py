@@ -1,6 +1,7 @@
 """To the Hub and back, over HTTP, between processes that share nothing else: see `hub_server.py`, `hub_clients.py`."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,8 @@ def pushed(hub, shared) -> LoopbackHub:
 def client(hub, shared: Path, task: str, token: str | None = None, without: str = ""):
     """What a task of `hub_clients.py` returns, in a process of its own with an empty cache."""
     home = shared / f"home-{len(list(shared.iterdir()))}"
-    environment = {**hub.environment(home, token), "OMP_NUM_THREADS": "1", "WITHOUT": without}
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**hub.environment(home, token), "OMP_NUM_THREADS": "1", "WITHOUT": without, "PYTHONPATH": paths}
     command = [sys.executable, str(Path(__file__).parents[1] / "helpers" / "hub_clients.py"), task, str(shared)]
     done = subprocess.run(command, env=environment, cwd=shared, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

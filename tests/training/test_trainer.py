@@ -82,7 +82,7 @@ def test_alone_a_picture_leaves_what_it_does_not_need_without_gradients():
 
 
 def test_what_deepspeed_has_taken_apart_is_left_alone(monkeypatch):
-    monkeypatch.setattr("video_panda_hf.training.trainer.is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr("video_panda_hf.training.parts.is_deepspeed_zero3_enabled", lambda: True)
     model = tiny_model().train()
     keep_in_step(model)
     model(**collate([make_examples()[4]])).loss.backward()

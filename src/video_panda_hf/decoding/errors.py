@@ -1,12 +1,14 @@
 """What can go wrong when a video is decoded, and how much work a video may cost."""
 
 import math
+import threading
 import time
 import traceback
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import av
+import av.logging
 from av import error as av_error
 
 
@@ -147,12 +149,24 @@ def errors_of(video: str):
         raise VideoUnreadableError(f"{video}: cannot be read ({_reason(error)}).") from error
 
 
-def let_go_of_decoders(error: BaseException) -> None:
-    """Clears the local variables of this package's functions that `error` passed through. That closes their decoders.
-
-    An error that is kept would otherwise keep the decoders, and these their threads. A forked process, such as a
-    worker of a DataLoader, has none of these threads and would wait for them forever when it frees the decoders.
+@contextmanager
+def decoders_end_here():
     """
+    No decoder outlives this context, also where an error leaves it.
+
+    A forked process, such as a worker of a DataLoader, has none of its parent's threads. If it frees a decoder of its
+    parent, it waits for them forever.
+    """
+    with _silent_ffmpeg:
+        try:
+            yield
+        except BaseException as error:
+            _clear_frames(error)
+            raise
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Clears the local variables of this package's functions that `error` passed through; they may hold decoders."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -161,6 +175,34 @@ def let_go_of_decoders(error: BaseException) -> None:
                 with suppress(RuntimeError):  # still running
                     frame.clear()
         error = error.__cause__ or error.__context__
+
+
+class _SilentFFmpeg:
+    """
+    A context in which FFmpeg logs nothing; several threads may be in it.
+
+    PyAV holds the GIL while it waits for a decoder's threads to end, and a thread that logs waits for the GIL. PyAV
+    logs nothing unless somebody turns it on. Importing torchvision 0.21 does.
+    """
+
+    def __init__(self):
+        self.lock, self.inside, self.level = threading.Lock(), 0, None
+
+    def __enter__(self):
+        with self.lock:
+            if self.inside == 0:
+                self.level = av.logging.get_level()
+                av.logging.set_level(None)
+            self.inside += 1
+
+    def __exit__(self, *_):
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                av.logging.set_level(self.level)
+
+
+_silent_ffmpeg = _SilentFFmpeg()
 
 
 def _reason(error: Exception) -> str:

@@ -273,8 +273,6 @@ class LinearReader(FrameReader):
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
-        if not isinstance(self.readable, str):
-            self.readable.seek(0)
         with open_video(self.readable, self.budget) as (container, stream):
             prepare_decoder(container, stream, self.budget, self.strict, decoding_threads())
             yield container, stream

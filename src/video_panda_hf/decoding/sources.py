@@ -166,6 +166,8 @@ def open_video(readable: str | BinaryIO, budget: Budget) -> Iterator[tuple[Input
         options["max_pixels"] = str(budget.limits.max_pixels)
     with ExitStack() as closing:
         with errors_of(budget.video):
+            if not isinstance(readable, str):
+                readable.seek(0)
             container = av.open(readable, options=options, buffer_size=_READ_SIZE, **_METADATA_OPTIONS)
             closing.enter_context(container)
             stream = _video_stream(budget.video, container)

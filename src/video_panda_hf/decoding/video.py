@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from transformers.video_utils import VideoMetadata
 
-from .errors import Budget, DecodeLimits, check_limit, errors_of, let_go_of_decoders
+from .errors import Budget, DecodeLimits, check_limit, decoders_end_here, errors_of
 from .pictures import read_picture
 from .readers import FrameReader, open_reader
 from .sources import VideoSource, describe, look_at, open_source
@@ -49,11 +49,8 @@ def decode_video(
         VideoDecodeError: of the kind that tells what is wrong with the video.
         IndexError: if a wanted frame does not exist.
     """
-    try:
+    with decoders_end_here():
         return _decode_video(source, sample_indices_fn, (start, end), limits or DecodeLimits(), strict)
-    except BaseException as error:
-        let_go_of_decoders(error)
-        raise
 
 
 def decode_video_or_picture(
@@ -70,12 +67,9 @@ def decode_video_or_picture(
     Args:
         may_be_mjpeg: whether a JPEG may be the first of several, which are a video then. That takes a second look.
     """
-    try:
-        pictures = {"may_be_mjpeg": may_be_mjpeg}
+    pictures = {"may_be_mjpeg": may_be_mjpeg}
+    with decoders_end_here():
         return _decode_video(source, sample_indices_fn, (None, None), limits or DecodeLimits(), strict, pictures)
-    except BaseException as error:
-        let_go_of_decoders(error)
-        raise
 
 
 def _decode_video(

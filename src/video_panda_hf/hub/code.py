@@ -64,9 +64,10 @@ def with_code(files: Mapping[str, Path | bytes], include: bool) -> dict[str, Pat
     if include:
         files |= code
         parsed["config.json"]["auto_map"] = VideoPandaConfig.classes_by_auto_class
-        parsed["processor_config.json"]["auto_map"] = {"AutoProcessor": reference(VideoPandaProcessor)}
-        video_processor["auto_map"] = {"AutoVideoProcessor": reference(VideoPandaVideoProcessor)}
-    return files | {name: (json.dumps(part, indent=2) + "\n").encode() for name, part in parsed.items()}
+        processor = {"AutoProcessor": reference(VideoPandaProcessor)}
+        parsed["processor_config.json"]["auto_map"] = processor
+        video_processor["auto_map"] = processor | {"AutoVideoProcessor": reference(VideoPandaVideoProcessor)}
+    return files | {n: (json.dumps(part, indent=2, sort_keys=True) + "\n").encode() for n, part in parsed.items()}
 
 
 def add_code(folder: str | Path) -> None:

@@ -83,6 +83,12 @@ class VideoPandaProcessor(ProcessorMixin):
         video_processor = VideoPandaVideoProcessor(size={"longest_edge": image_size}, patch_size=patch_size, **kwargs)
         return cls(video_processor, tokenizer, chat_template=chat_template, use_row_tokens=use_row_tokens)
 
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """As `ProcessorMixin`'s, which leaves an `auto_map` on what it has saved: the loaded one would differ."""
+        saved = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        self.__dict__.pop("auto_map", None)
+        return saved
+
     def __call__(
         self,
         text: str | list[str] | None = None,

@@ -115,9 +115,7 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
         super().__init__(**kwargs)
         if self.fps is not None:
             self.num_frames = None
-        for name in ("num_frames", "max_frames"):
-            if (count := getattr(self, name)) is not None:
-                check_frame_count(count, self.frames_per_clip, f"`{name}` = {count}")
+        check_sampling(self.num_frames, self.fps, self.max_frames, self.frames_per_clip)
 
     # The processor's way to these. Remote code in a folder is loaded once for each of the two, as different classes.
 
@@ -162,22 +160,19 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     ) -> np.ndarray:
         """The frames to take of a video, int64 indices; see the class for the rules. `metadata` needs
         `total_num_frames`, and `fps` for sampling by rate."""
-        check_sampling(num_frames=num_frames, fps=fps)
         if num_frames is None and fps is None:
             num_frames, fps = self.num_frames, self.fps
         max_frames = self.max_frames if max_frames is None else max_frames
         frames_per_clip = frames_per_clip or self.frames_per_clip
+        check_sampling(num_frames, fps, max_frames, frames_per_clip)
 
         if fps is None:
-            check_frame_count(num_frames, frames_per_clip, f"`num_frames` = {num_frames}")  # type: ignore[arg-type]
             return sample_frame_indices(metadata.total_num_frames, metadata.fps, num_frames)  # type: ignore[arg-type]
         if metadata.fps is None:
             raise ValueError(
                 "sampling by `fps` needs the video's own rate: give `video_metadata` with `fps` and "
                 "`total_num_frames`, or give `num_frames`"
             )
-        if max_frames is not None:
-            check_frame_count(max_frames, frames_per_clip, f"`max_frames` = {max_frames}")
         return sample_frame_indices_by_rate(metadata.total_num_frames, metadata.fps, fps, max_frames, frames_per_clip)
 
     def fetch_videos(self, video_url_or_urls, sample_indices_fn=None):
@@ -195,7 +190,7 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
             if is_frames(video):
                 video, given = self._sample_in_memory(video, given, sample_indices_fn)
             else:
-                video, given = self.fetch_videos(video, sample_indices_fn)
+                video, given = video.decode(sample_indices_fn)
             frames.append(video)
             metadata.append(given)
         return frames, metadata
@@ -321,11 +316,21 @@ def check_frame_count(count: int, frames_per_clip: int, what: str) -> None:
         )
 
 
-def check_sampling(num_frames: int | None = None, fps: float | None = None, **kwargs) -> None:
+def check_sampling(
+    num_frames: int | None = None,
+    fps: float | None = None,
+    max_frames: int | None = None,
+    frames_per_clip: int | None = None,
+    **kwargs,
+) -> None:
+    """Raises `ValueError` for settings that no video can have. Counts are checked where `frames_per_clip` is given."""
     if fps is not None and not 0 < fps < float("inf"):
         raise ValueError(f"`fps` is a number of frames a second above 0, not {fps}")
     if num_frames is not None and fps is not None:
         raise ValueError(f"`num_frames` ({num_frames}) and `fps` ({fps}) are mutually exclusive: give one of them")
+    for name, count in (("num_frames", num_frames), ("max_frames", max_frames)):
+        if count is not None and frames_per_clip is not None:
+            check_frame_count(count, frames_per_clip, f"`{name}` = {count}")
 
 
 # Frames → patches
@@ -512,7 +517,10 @@ NEED_THE_PACKAGE = "need the package video-panda-hf: `pip install video-panda-hf
 
 def plain_picture(source: str | os.PathLike) -> np.ndarray:
     """A picture file, (1, H, W, 3) uint8."""
-    return np.array(ImageOps.exif_transpose(Image.open(source)).convert("RGB"))[None]
+    with Image.open(source) as picture:
+        if getattr(picture, "is_animated", False):
+            raise ImportError(f"Animated pictures {NEED_THE_PACKAGE}")
+        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))[None]
 
 
 def limits_of(given):
