@@ -19,6 +19,7 @@ def test_it_answers_about_a_shipped_clip(capsys):
     assert capsys.readouterr().out == f"It is {colour}.\n"
 
 
+@pytest.mark.slow
 def test_the_installed_command_streams_to_standard_output():
     command = [sys.executable, "-m", "video_panda_hf.cli", "ask", CLIP, "Describe the video.", "--num-frames", "8"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -51,6 +52,7 @@ def test_a_folder_that_is_no_checkpoint_is_not_pushed(tmp_path, capsys):
     assert "none is not a folder" in errors and "has no config.json" in errors and "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path):
     unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
     environment = {**os.environ, **unreachable, "HF_TOKEN": "hf_none", "HF_HOME": str(tmp_path)}

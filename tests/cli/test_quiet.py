@@ -33,6 +33,7 @@ def run(*arguments: str) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_a_question_prints_the_answer_alone():
     assert run(*ASK) == (ANSWER, "")
 
@@ -41,14 +42,17 @@ def test_a_question_prints_the_answer_alone():
     Version(version("transformers")) < Version("5.23"),
     reason="older pipelines warn of their own settings",
 )
+@pytest.mark.slow
 def test_the_python_of_the_readme_prints_the_answer_alone():
     assert run("-c", block("python")) == (ANSWER, "")
 
 
+@pytest.mark.slow
 def test_saving_and_loading_print_nothing():
     assert run("-c", SAVE_AND_LOAD) == ("", "")
 
 
+@pytest.mark.slow
 def test_warnings_of_the_users_own_imports_stay():
     code = (
         "import logging; log = logging.getLogger('torch.utils._pytree'); import video_panda_hf; log.warning('stays')"

@@ -77,6 +77,7 @@ def folder(tmp_path_factory) -> Path:
 # Damage: in a process of its own, with bounds on its memory and on the time of each video
 
 
+@pytest.mark.slow
 def test_truncation_and_byte_flips_end_in_frames_or_in_the_documented_error(folder):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     environment["MALLOC_ARENA_MAX"] = "2"  # glibc reserves addresses, not memory, for every thread
@@ -283,6 +284,7 @@ print("the same frames")
 """
 
 
+@pytest.mark.slow
 def test_threads_survive_a_seek_to_what_is_no_key_frame():
     command = [sys.executable, "-c", READ_AT_RANDOM, NOT_ONLY_KEY_FRAMES]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -25,6 +25,7 @@ pytest.importorskip("datasets")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_end_with_the_answer_it_promises(tmp_path):
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     found = re.search(r"<!-- finetune -->.*?```bash\n(.*?)```.*?The last line it prints is `(.*?)`", readme, re.DOTALL)

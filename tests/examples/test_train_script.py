@@ -94,6 +94,7 @@ def logs(checkpoint: Path) -> list[dict]:
     return [{key: value for key, value in entry.items() if "_per_second" not in key} for entry in history]
 
 
+@pytest.mark.slow
 def test_stage_1_runs_by_its_recipe_and_goes_on_where_it_was_killed(folder, tmp_path):
     """SIGKILL after the first checkpoint; the same command again ends with the losses of an unbroken run."""
     options = ["--distillation_teacher", folder / "teacher", "--max_steps", "24", "--save_steps", "3"]
@@ -195,6 +196,7 @@ def one_process(folder, tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_either_goes_on_from_the_others_checkpoint(folder, tmp_path, one_process):
     options = [*STEPS, "--distillation_teacher", folder / "teacher"]
     two, to_one, to_two = tmp_path / "two", tmp_path / "to_one", tmp_path / "to_two"
@@ -213,6 +215,7 @@ FSDP2_ON_CPU = pytest.mark.skipif(
 
 
 @FSDP2_ON_CPU
+@pytest.mark.slow
 def test_fsdp2_trains_as_one_process(folder, tmp_path, one_process):
     """And goes on from its own checkpoint: after its first the run is cut short, and started again."""
     options = [*STEPS, *BATCH_OF_TWO, "--distillation_teacher", folder / "teacher"]
@@ -225,6 +228,7 @@ def test_fsdp2_trains_as_one_process(folder, tmp_path, one_process):
 
 
 @pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.slow
 def test_deepspeed_trains_as_one_process(folder, tmp_path, stage):
     """The losses of four steps, and what is loaded from what was saved."""
     pytest.importorskip("deepspeed")
@@ -237,6 +241,7 @@ def test_deepspeed_trains_as_one_process(folder, tmp_path, stage):
 
 
 @FSDP2_ON_CPU
+@pytest.mark.slow
 def test_processes_with_and_without_videos_keep_in_step_under_fsdp2():
     script = Path(__file__).parents[1] / "helpers" / "fsdp_gradients.py"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -273,6 +278,7 @@ def test_qlora_runs_by_its_recipe(monkeypatch, folder, tmp_path, device):
 # It learns
 
 
+@pytest.mark.slow
 def test_eight_clips_are_learned_to_the_letter(tmp_path):
     """From nothing: each clip's answer tells its brightness and which way its bar moves, which a single frame does not
     show; greedy decoding then gives every answer exactly."""

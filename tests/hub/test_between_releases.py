@@ -75,6 +75,7 @@ def test_a_checkpoint_answers_under_another_release_without_the_package(directio
     assert saved_by != asked_by, "both environments have the same release of transformers"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_answers_without_the_package(tmp_path):
     run(sys.executable, SAVE, tmp_path / "model", SOURCES, cache=tmp_path)
     assert run(sys.executable, ASK, tmp_path / "model", CLIP, cache=tmp_path)[:2] == [ANSWER, ANSWER]

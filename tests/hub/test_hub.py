@@ -256,10 +256,16 @@ def edit(index: Path) -> None:
     index.write_text(index.read_text().replace("model-00002", "../model-00002"))
 
 
-@pytest.mark.parametrize("fault", BROKEN)
-def test_an_incomplete_folder_is_refused_before_anything_is_sent(fault, tmp_path):
-    folder = tmp_path / "checkpoint"
+@pytest.fixture(scope="module")
+def in_shards(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("in_shards")
     checkpoint(folder, max_shard_size="1MB")
+    return folder
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_an_incomplete_folder_is_refused_before_anything_is_sent(fault, in_shards, tmp_path):
+    folder = shutil.copytree(in_shards, tmp_path / "checkpoint")
     assert check_folder(folder) > 1_000_000
     spoil, message = BROKEN[fault]
     spoil(folder)

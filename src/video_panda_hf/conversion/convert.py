@@ -132,7 +132,7 @@ def convert_checkpoint(
         folder.mkdir()
         write_tensors(folder, tensors, max_shard_size, written=progress.update)
         if head:
-            from video_panda_hf.training.distillation import HEAD_FILE
+            from video_panda_hf.training import HEAD_FILE
 
             write_safetensors(folder / HEAD_FILE, head, written=progress.update)
         config.save_pretrained(folder)

@@ -33,12 +33,12 @@ class HttpFile(io.RawIOBase):
         self.response: http.client.HTTPResponse | None = None
         self.whole: io.BytesIO | None = None
         self.failure: VideoNetworkError | None = None
-        self._request()
-        if self.response.status == http.HTTPStatus.PARTIAL_CONTENT:
+        response = self._request()
+        if response.status == http.HTTPStatus.PARTIAL_CONTENT:
             self.size = self._size_of_range()
             self._check_size()
         else:
-            declared = self.response.length  # None where the server does not tell
+            declared = response.length  # None where the server does not tell
             self.size = declared or 0
             self._check_size()
             self.whole = io.BytesIO(self._read_all())
@@ -77,8 +77,8 @@ class HttpFile(io.RawIOBase):
         if self.position >= self.size:
             return b""
         if self.response is None:
-            self._request()
-            if self.response.status != http.HTTPStatus.PARTIAL_CONTENT or self._size_of_range() != self.size:
+            response = self._request()
+            if response.status != http.HTTPStatus.PARTIAL_CONTENT or self._size_of_range() != self.size:
                 raise self._error("it answered for another part of the file, or the file has changed")
         data = self._receive(min(size, self.size - self.position) if size >= 0 else self.size - self.position)
         if not data and size != 0:
@@ -91,6 +91,7 @@ class HttpFile(io.RawIOBase):
 
     def _size_of_range(self) -> int:
         """The size of the whole file, told by an answer that begins at `position`."""
+        assert self.response is not None
         found = _CONTENT_RANGE.fullmatch(self.response.headers.get("Content-Range", ""))
         if found is None or int(found[1]) != self.position:
             raise self._error(f"it answered with Content-Range: {self.response.headers.get('Content-Range')}")
@@ -104,6 +105,7 @@ class HttpFile(io.RawIOBase):
         return b"".join(parts)
 
     def _receive(self, size: int) -> bytes:
+        assert self.response is not None
         try:
             data = self.response.read1(size)
         except (OSError, http.client.HTTPException) as error:
@@ -113,14 +115,16 @@ class HttpFile(io.RawIOBase):
         self.budget.spend(len(data))
         return data
 
-    def _request(self) -> None:
+    def _request(self) -> http.client.HTTPResponse:
         try:
             request = urllib.request.Request(self.url, headers={"Range": f"bytes={self.position}-"})
-            self.response = _opener(self.budget).open(request, timeout=_patience(self.budget))
+            response = _opener(self.budget).open(request, timeout=_patience(self.budget))
         except VideoDecodeError:
             raise
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise self._error(error) from error
+        self.response = response
+        return response
 
     def _hang_up(self) -> None:
         if self.response is not None:
@@ -155,7 +159,7 @@ class _TimedReader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer) -> int | None:
         self.budget.spend()
         patience = _patience(self.budget)
         if self.headers_end is not None:

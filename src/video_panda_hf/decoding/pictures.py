@@ -53,7 +53,7 @@ def read_picture(readable: str | BinaryIO, look: Look, budget: Budget, may_be_mj
             return None
         except ValueError as error:  # more text in it than Pillow takes
             raise CorruptVideoError(f"{budget.video}: cannot be read as a picture ({error}).") from error
-        if picture.format in ("PNG", "WEBP") and picture.is_animated:
+        if picture.format in ("PNG", "WEBP") and getattr(picture, "is_animated", False):
             return None
         check_picture_size(budget.video, picture.height, picture.width, budget.limits)
         is_jpeg = picture.format == "JPEG"

@@ -171,7 +171,7 @@ class SeekingReader(FrameReader):
         """How many decoders would shorten the work on these frames: each takes stretches of its own, and a thread."""
         if reopened(self.readable) is None:
             return 1
-        stretches, frames, previous = 0, 0, -np.inf
+        stretches, frames, previous = 0, 0, -WORTH_A_SEEK - 1
         for number in sorted(numbers):
             first = int(self.index.first_numbers[self.index.group(number)])
             if first > previous + WORTH_A_SEEK:
@@ -211,7 +211,9 @@ class SeekingReader(FrameReader):
                 pool.shutdown(cancel_futures=True)
 
     def _another_decoder(self, closing: ExitStack, threads: int) -> GroupDecoder:
-        container, stream = closing.enter_context(open_video(reopened(self.readable), self.budget))
+        readable = reopened(self.readable)
+        assert readable is not None  # see `_decoders_worth_having`
+        container, stream = closing.enter_context(open_video(readable, self.budget))
         prepare_decoder(container, stream, self.budget, True, threads)
         decoder = GroupDecoder(container, stream, self.budget, True, self.index)
         decoder.new_codecs = True
@@ -232,7 +234,7 @@ class LinearReader(FrameReader):
             self._count_frames(container, stream)
 
     def _count_frames(self, container: InputContainer, stream: VideoStream) -> None:
-        pts = []
+        pts: list = []
         for frame in self._decode_all(container, stream):
             if not pts:
                 self.convert = PictureConverter.of(frame, stream.sample_aspect_ratio)

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, TypeGuard
 
 import av
 from av.container import InputContainer
@@ -59,11 +59,11 @@ def describe(source: VideoSource) -> str:
     return f"<{type(source).__name__} {name!r}>" if isinstance(name, str) else f"<{type(source).__name__}>"
 
 
-def is_url(source: VideoSource) -> bool:
+def is_url(source: VideoSource) -> TypeGuard[str]:
     return isinstance(source, str) and "://" in source
 
 
-def is_data_url(source: VideoSource) -> bool:
+def is_data_url(source: VideoSource) -> TypeGuard[str]:
     """Whether it is "data:video/mp4;base64,…" (RFC 2397), as chat clients send files."""
     return isinstance(source, str) and source.startswith("data:") and "," in source
 
@@ -86,7 +86,7 @@ def open_source(source: VideoSource, budget: Budget) -> Iterator[str | BinaryIO]
         if scheme not in ("http", "https"):
             raise VideoNetworkError(f"{video}: URLs of kind {scheme!r} are not read, only http and https.")
         with HttpFile(source, budget) as file:
-            yield file
+            yield file  # type: ignore[misc]  # a RawIOBase will do
             if file.failure is not None:
                 raise file.failure
     elif isinstance(source, (str, os.PathLike)):

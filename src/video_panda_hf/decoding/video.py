@@ -110,11 +110,13 @@ def _window(reader: FrameReader, start: float | None, end: float | None) -> tupl
     start, end = start or 0.0, np.inf if end is None else end
     if not start < end:
         raise ValueError(f"a window needs start < end, but start is {start:g} and end is {end:g}")
-    first, last = np.searchsorted(reader.times, [start, end], side="left")
+    times = reader.times
+    assert times is not None  # opened with `all_times`
+    first, last = np.searchsorted(times, [start, end], side="left")
     if first == last:
         raise ValueError(f"{reader.video}: shows no frame in [{start:g}, {end:g}) s; it lasts {reader.duration:.3f} s")
-    stop = reader.times[last] if last < reader.count else reader.duration
-    return int(first), int(last - first), float(stop - reader.times[first])
+    stop = times[last] if last < reader.count else reader.duration
+    return int(first), int(last - first), float(stop - times[first])
 
 
 def _metadata(reader: FrameReader, count: int, duration: float, limits: DecodeLimits) -> VideoMetadata:

@@ -37,9 +37,14 @@ class VideoPandaVisionConfig(PreTrainedConfig):
             normalisation, rounded down to 8 bits.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of freshly initialised weights.
-        use_lste, use_gstra, use_fsra, use_lsd (`bool`, *optional*, defaults to `True`):
-            For ablations. `False` makes a model without the block's learned branch; what that is added to stays: the
-            patch embeddings (LSTE, with DPE), the learned query (GSTRA, FSRA), the mean of each window (LSD).
+        use_lste (`bool`, *optional*, defaults to `True`):
+            For ablations. `False` makes a model without LSTE and DPE: the patch embeddings stay as they are.
+        use_gstra (`bool`, *optional*, defaults to `True`):
+            For ablations. `False` leaves only the learned query of GSTRA.
+        use_fsra (`bool`, *optional*, defaults to `True`):
+            For ablations. `False` leaves only the learned query of FSRA.
+        use_lsd (`bool`, *optional*, defaults to `True`):
+            For ablations. `False` leaves only the mean of each window.
         use_row_tokens (`bool`, *optional*, defaults to `True`):
             For ablations. `False` ends no row of tokens with ROW. The processor has a `use_row_tokens` to match.
     """

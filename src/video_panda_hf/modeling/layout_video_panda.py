@@ -31,7 +31,7 @@ class ClipGroup:
         patches = patches if self.patches is None else patches[self.patches]
         if self.cells is not None:
             num_cells = self.clips * self.frames_per_clip * self.rows * self.columns
-            patches = background.repeat(num_cells, 1).index_copy(0, self.cells, patches)
+            patches = background.repeat(num_cells, 1).index_copy(0, self.cells, patches)  # type: ignore[union-attr]
         return patches.view(self.clips, self.frames_per_clip, self.rows, self.columns, -1)
 
     def add(self, patches: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:

@@ -50,7 +50,7 @@ class VideoPandaVisionModelOutput(BaseModelOutputWithPooling):
 class VideoPandaPreTrainedModel(PreTrainedModel):
     config: VideoPandaConfig
     base_model_prefix = "model"
-    input_modalities = ("video", "text")
+    input_modalities: tuple[str, ...] = ("video", "text")
     supports_gradient_checkpointing = True
     # Its parts share index tensors, and a projector between devices would only add copies.
     _no_split_modules = ["VideoPandaVisionModel", "VideoPandaProjector"]
@@ -183,7 +183,7 @@ class VideoPandaVisionModel(VideoPandaPreTrainedModel):
         for group in layout.groups:  # one, or one per grid shape where there is no shared canvas
             cells = group.place(embeddings, background)  # (clips, F, H, W, D)
             if self.lste is not None:
-                cells = self.dpe(self.lste(cells))
+                cells = self.dpe(self.lste(cells))  # type: ignore[misc]  # with LSTE there is DPE
             summary, weights = self.gstra(cells.flatten(1, 3))  # (clips, D)
             aligned = group.add(aligned, cells)  # Z = L + E
             summaries.append(summary)
@@ -197,7 +197,7 @@ class VideoPandaVisionModel(VideoPandaPreTrainedModel):
 
         row = [] if self.row_embedding is None else [self.row_embedding[None]]
         tokens = torch.cat([windows, contexts, *row])
-        if output_hidden_states:
+        if hidden_states is not None:
             hidden_states += (aligned,)
         attentions = (*pad_weights(gstra_weights), lsd_weights, fsra_weights) if output_attentions else None
         return VideoPandaVisionModelOutput(

@@ -256,7 +256,7 @@ class VideoPandaProcessor(ProcessorMixin):
                 starts.append(len(rebuilt))
                 rebuilt += text + after
             if rebuilt == prompt:
-                lengths = [len(text) + end.end() for text, end in zip(texts, ends, strict=True)]
+                lengths = [len(text) + end.end() for text, end in zip(texts, ends, strict=True) if end]
                 return [(start, start + length) for start, length in zip(starts, lengths, strict=True)]
         raise ValueError(
             "the chat template has no {% generation %} and alters the answers or has no special token after them, so "

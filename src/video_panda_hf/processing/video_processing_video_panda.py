@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import av
 import numpy as np
@@ -31,10 +31,10 @@ from transformers.video_utils import VideoMetadata
 try:
     from video_panda_hf import decoding
 except ImportError:  # this file came with a checkpoint, and the package is not installed
-    decoding = None
+    decoding = None  # type: ignore[assignment]
 
 
-class VideoPandaVideoProcessorKwargs(VideosKwargs, total=False):
+class VideoPandaVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[call-arg]
     r"""
     patch_size (`int`, *optional*, defaults to 14):
         Side of a patch in pixels.
@@ -167,7 +167,7 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
         check_sampling(num_frames, fps, max_frames, frames_per_clip)
 
         if fps is None:
-            return sample_frame_indices(metadata.total_num_frames, metadata.fps, num_frames)
+            return sample_frame_indices(metadata.total_num_frames, metadata.fps, num_frames)  # type: ignore[arg-type]
         if metadata.fps is None:
             raise ValueError(
                 "sampling by `fps` needs the video's own rate: give `video_metadata` with `fps` and "
@@ -252,7 +252,8 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
         if not size.longest_edge:
             raise ValueError(f"`size` must be {{'longest_edge': pixels}}, the side of the canvas, not {dict(size)}")
         factor = factor or self.patch_size * self.merge_size
-        height, width = resized_size(*image.shape[-2:], size.longest_edge, factor)
+        height, width = image.shape[-2:]
+        height, width = resized_size(height, width, size.longest_edge, factor)
         return super().resize(image, SizeDict(height=height, width=width), resample)
 
     def get_num_of_video_patches(self, num_frames: int, height: int, width: int, videos_kwargs: dict | None = None):
@@ -466,7 +467,8 @@ class EncodedVideo:
         if self.start is self.end is self.indices is None:
             may_be_mjpeg = not has_picture_name(self.source)
             return decoding.decode_video_or_picture(self.source, sample_indices_fn, may_be_mjpeg=may_be_mjpeg, **how)
-        chosen = sample_indices_fn if self.indices is None else lambda metadata: self.indices
+        indices = self.indices
+        chosen = sample_indices_fn if indices is None else lambda metadata: indices
         return decoding.decode_video(self.source, chosen, start=self.start, end=self.end, **how)
 
     def decode_plainly(self, sample_indices_fn=None) -> tuple[np.ndarray, VideoMetadata]:
@@ -504,7 +506,7 @@ class EncodedVideo:
                 f'and "end" (seconds) or "indices", but this one has {sorted(part)}; frames that are in memory '
                 "already are cut by slicing"
             )
-        return cls(sources[0], **{key: part.get(key) for key in WINDOW_KEYS})
+        return cls(sources[0], **{key: part.get(key) for key in WINDOW_KEYS})  # type: ignore[arg-type]
 
 
 SOURCE_KEYS = ("video", "path", "url")
@@ -564,7 +566,7 @@ def is_list_of_files(video) -> bool:
     return isinstance(video, list) and isinstance(video[0], (str, os.PathLike))
 
 
-def has_picture_name(item) -> bool:
+def has_picture_name(item) -> TypeGuard[str | os.PathLike]:
     if not isinstance(item, (str, os.PathLike)):
         return False
     path = re.split(r"[?#]", item)[0] if isinstance(item, str) and "://" in item else os.fspath(item)

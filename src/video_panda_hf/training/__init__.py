@@ -4,6 +4,7 @@ from .arguments import VideoPandaTrainingArguments
 from .collator import BadSampleError, VideoPandaDataCollator
 from .data import ConversationError, ConversationReport, load_conversations
 from .distillation import (
+    HEAD_FILE,
     VideoPandaDistillationHead,
     VideoPandaTeacher,
     attach_distillation_head,
@@ -14,6 +15,7 @@ from .trainer import VideoPandaTrainer, last_complete_checkpoint
 
 
 __all__ = [
+    "HEAD_FILE",
     "LANGUAGE_MODEL_LINEARS",
     "STAB_AND_PROJECTOR",
     "BadSampleError",
