@@ -31,7 +31,7 @@ class NotAVideoError(VideoDecodeError):
 
 
 class UnsupportedCodecError(VideoDecodeError):
-    """The installed FFmpeg has no decoder for the video."""
+    """The installed FFmpeg cannot decode the video's codec."""
 
 
 class CorruptVideoError(VideoDecodeError):
