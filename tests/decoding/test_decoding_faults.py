@@ -74,7 +74,7 @@ def folder(tmp_path_factory) -> Path:
 # Damage: in a process of its own, with bounds on its memory and on the time of each video
 
 
-def test_truncation_and_byte_flips_end_in_frames_or_in_the_documented_error(folder):
+def test_truncation_and_byte_flips_give_frames_or_the_documented_error(folder):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     environment["MALLOC_ARENA_MAX"] = "2"  # glibc reserves addresses, not memory, for every thread
     command = [sys.executable, __file__, str(folder)]

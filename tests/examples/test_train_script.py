@@ -193,7 +193,7 @@ def one_process(folder, tmp_path_factory) -> Path:
     return output
 
 
-def test_two_processes_train_as_one_and_either_goes_on_from_the_others_checkpoint(folder, tmp_path, one_process):
+def test_two_processes_train_as_one_and_resume_each_others_checkpoint(folder, tmp_path, one_process):
     options = [*STEPS, "--distillation_teacher", folder / "teacher"]
     two, to_one, to_two = tmp_path / "two", tmp_path / "to_one", tmp_path / "to_two"
     run(folder, "stage3", two, *options, *BATCH_OF_TWO, strategy="ddp")
