@@ -267,7 +267,7 @@ def test_quantised_weights_are_an_error(tmp_path):
 
 
 class Attack:
-    """Pickled, it is a call that makes a file."""
+    """Unpickling it would call a function that creates a file."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -413,7 +413,7 @@ def test_too_little_room_is_an_error_before_anything_is_written(tmp_path, monkey
 
 
 def forked(function: Callable, *arguments) -> multiprocessing.Process:
-    """A process of its own, started at once with all that is imported here."""
+    """Runs a function in a forked process, which needs no new imports."""
     process = multiprocessing.get_context("fork").Process(target=function, args=arguments, daemon=True)
     process.start()
     return process

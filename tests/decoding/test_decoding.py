@@ -169,7 +169,7 @@ def test_the_matrix_is_as_large_as_promised():
 
 @pytest.fixture
 def decoders(monkeypatch):
-    """Has decode_video share its work between three threads as soon as it seeks; tells which threads decoded."""
+    """Makes decode_video use three decoding threads. Returns the set of threads that decoded."""
     seen = set()
     decode_run = GroupDecoder.decode_run
 
@@ -266,7 +266,7 @@ def remux(source: Path, path: Path, change) -> Path:
 
 @pytest.mark.parametrize("name", ["in.mkv", "in.mov", "in.mp4"])
 def test_an_index_that_ends_midway_does_not_cost_the_frames_before(name, made, tmp_path):
-    """As of Xvid, whose packets of a few bytes say that there is no picture: only decoding tells the frames then."""
+    """Xvid writes packets of a few bytes without a picture. Only decoding can find the frames then."""
 
     def with_an_empty_picture(packets):
         empty = av.Packet(b"\0\0\1\xb6\x50\0\0")  # a VOP that is not coded
@@ -321,7 +321,7 @@ def test_frames_are_right_and_in_order_without_a_table_of_key_frames(name, made)
 @pytest.mark.parametrize("packets_lost", [0, 5])
 @pytest.mark.parametrize("name", ["open_gop.ts", "hevc.ts", "mpeg2.ts", "hevc_open_gop.mp4", "mpeg2.mkv"])
 def test_a_recording_cut_at_its_start_has_the_frames_a_player_shows(name, packets_lost, made, tmp_path):
-    """Without its first 12 frames and some packets; what refers to lost frames is neither shown nor counted."""
+    """The first 12 frames and some packets are cut off. Frames that refer to lost ones are not shown or counted."""
     path = tmp_path / name
     with av.open(str(made(name))) as container, av.open(str(path), "w") as recording:
         stream = container.streams.video[0]
@@ -429,7 +429,7 @@ def test_an_index_outside_the_video_is_named(made):
 
 
 def test_only_the_groups_of_the_wanted_frames_are_read(tmp_path):
-    """Of an mp4, the packets of other groups of pictures are not even fetched from the file."""
+    """For an mp4, the packets of other groups of pictures are not read from the file."""
 
     class CountingFile(io.FileIO):
         bytes_read = 0
