@@ -1,4 +1,4 @@
-"""The matrix: README's two commands on each Python, with the newest and the oldest packages, and without the caps.
+"""The test matrix: README's two commands on each Python, with the newest and oldest packages, and without the caps.
 
     nox --list                  what there is
     nox                         the whole matrix, one cell after the other
@@ -6,7 +6,7 @@
     nox -s exchange             checkpoints between the newest and the oldest release
     nox -s compatibility        results → docs/compatibility.md
 
-A Python that is not on this machine is skipped. An environment takes about 6 GB and is deleted after its cell.
+A Python that is not installed is skipped. An environment takes about 6 GB and is deleted after its cell.
 """
 
 import json
@@ -33,10 +33,10 @@ import matrix
 nox.options.sessions = ["newest", "oldest", "canary"]
 nox.options.default_venv_backend = "venv"
 nox.options.download_python = "never"
-nox.options.error_on_missing_interpreters = False  # also where `CI` is set
+nox.options.error_on_missing_interpreters = False  # even if `CI` is set
 os.environ["PATH"] = os.pathsep.join([*matrix.interpreter_folders(matrix.PYTHONS, os.environ), os.environ["PATH"]])
 
-INSTALL_SECONDS = 15 * 60  # a smoke's packages: a download that takes longer counts as failed
+INSTALL_SECONDS = 15 * 60  # limit for a smoke test's packages: a longer download counts as failed
 
 
 @nox.session(python=matrix.PYTHONS)
@@ -69,7 +69,7 @@ def canary(session):
 
 @nox.session(python=matrix.PYTHONS)
 def smoke(session):
-    """README's question and the tests that an upstream break fails first. Skipped if packages cannot be downloaded."""
+    """README's question, and the tests most sensitive to upstream changes. Skipped if a download fails."""
     with fresh_copy(session) as copy, session.chdir(copy):
         install(session, ".")
         if ask(session) != "answers":
@@ -105,13 +105,13 @@ def compatibility(session):
 
 @contextmanager
 def fresh_copy(session):
-    """A copy of the repository's files, as after `git clone`; it and the environment are deleted at the end."""
+    """A copy of the repository's files, as after `git clone`. It and the environment are deleted at the end."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=matrix.REPOSITORY, check=True, capture_output=True, text=True).stdout
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "repository"
         for name in filter(None, names.split("\0")):
-            if (matrix.REPOSITORY / name).is_file():  # not if it was deleted without being committed
+            if (matrix.REPOSITORY / name).is_file():  # false for a deletion that is not committed
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(matrix.REPOSITORY / name, copy / name)
         try:
@@ -155,8 +155,8 @@ def ask(session, env=None) -> str:
 
 
 def tests(session, report, env=None) -> dict[str, int | None]:
-    """README's second command, as written, and pytest's counts; a count is None if pytest did not get that far."""
-    # pytest reads further options from the environment, so the command stays as it is.
+    """Runs README's second command, as written. Returns pytest's counts; None if pytest wrote no report."""
+    # pytest takes options from the environment, so the command stays as written.
     env = {**(env or {}), "PYTEST_ADDOPTS": f"--junitxml={report}"}
     try:
         session.run("sh", "-c", matrix.readme_block("tests"), env=env, external=True)

@@ -1,6 +1,6 @@
-"""What the matrix of Python and package versions is made of: ranges, README's commands, results, and their table.
+"""Parts of the test matrix: version ranges, README's commands, results and their table.
 
-`noxfile.py` runs the cells. Nothing here needs nox, so that the tests can use it.
+`noxfile.py` runs the cells. This module does not import nox, so that the tests can use it.
 """
 
 import configparser
@@ -14,12 +14,12 @@ from packaging.requirements import Requirement
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-RESULTS = REPOSITORY / ".matrix"  # ignored by git, one file a cell
+RESULTS = REPOSITORY / ".matrix"  # one file per cell, ignored by git
 PAGE = REPOSITORY / "docs" / "compatibility.md"
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 OLDEST_PYTHON = "3.11"  # torch 2.6, the oldest, has wheels for it
-CANARY_PYTHON = PYTHONS[-1]  # new releases leave old Pythons out, so the newest Python gets the newest packages
+CANARY_PYTHON = PYTHONS[-1]  # the newest Python gets the newest packages: new releases drop old Pythons
 CELLS = [*(f"newest-{python}" for python in PYTHONS), f"oldest-{OLDEST_PYTHON}", f"canary-{CANARY_PYTHON}"]
 
 PACKAGES = [
@@ -36,7 +36,7 @@ PACKAGES = [
 ]
 COLUMNS = ["cell", "Python", *PACKAGES, "ask", "passed", "failed", "skipped", "seconds", "date"]
 
-# What an upstream break shows first, without the extra `train`.
+# The tests most sensitive to upstream changes that run without the extra `train`.
 SMOKE_TESTS = [
     "tests/cli/test_cli.py",
     "tests/decoding/test_decoding.py",
@@ -51,9 +51,9 @@ SMOKE_TESTS = [
 
 
 def interpreter_folders(pythons: list[str], environment: dict[str, str]) -> list[str]:
-    """Folders of pyenv with these Pythons, the newest patch release of each; none where there is no pyenv.
+    """pyenv's folders of these Pythons, the newest patch release of each. Empty without pyenv.
 
-    pyenv's own `python3.10` on PATH fails unless that version is active, so it does not count as found.
+    pyenv's `python3.10` on PATH fails unless that version is active, so it is not used.
     """
     root = Path(environment.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     folders = []
@@ -70,7 +70,7 @@ def interpreter_folders(pythons: list[str], environment: dict[str, str]) -> list
 
 
 def requirements(setup_cfg: str) -> dict[str, Requirement]:
-    """By name, all that the package and its extras `test` and `train` require: what README's commands install."""
+    """All requirements of the package and its extras `test` and `train`, by name. README's commands install them."""
     parsed = configparser.ConfigParser()
     parsed.read_string(setup_cfg)
     extras = parsed["options.extras_require"]
@@ -91,7 +91,7 @@ def oldest(setup_cfg: str) -> str:
 
 
 def without_caps(setup_cfg: str) -> str:
-    """The same file with `<…` taken out of each requirement."""
+    """The same file without the upper bounds `<…` of the requirements."""
     return re.sub(r"^( +[\w.-]+>=[\w.]+),<[\w.]+$", r"\1", setup_cfg, flags=re.MULTILINE)
 
 
@@ -130,7 +130,7 @@ def record(row: dict) -> None:
 
 
 def recorded() -> dict[str, dict]:
-    """By cell, the rows of the cells that ran here."""
+    """The rows of the cells that ran here, by cell."""
     files = [RESULTS / f"{cell}.json" for cell in CELLS]
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()}
 
@@ -155,7 +155,7 @@ def plain_table(rows: dict[str, dict]) -> str:
 
 
 def rows_of_page(page: str) -> dict[str, list[str]]:
-    """By cell, the rows that an earlier page has, if its columns are today's."""
+    """The rows of an earlier page, by cell. Empty if its columns differ from today's."""
     lines = [
         [text.strip() for text in line.strip().strip("|").split("|")]
         for line in page.splitlines()

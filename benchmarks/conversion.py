@@ -1,12 +1,12 @@
-"""What converting the released checkpoint costs, and loading the result: peak memory and time.
+"""Peak memory and time of converting the released checkpoint, and of loading the result.
 
     python benchmarks/conversion.py                # 7B, as released: needs 28 GB of disk
     python benchmarks/conversion.py --layers 2     # the same with a shorter language model
 
-The checkpoint is made up: the released shapes and names in bfloat16, random values, `.bin` shards as `torch.save`
-writes them. It stands in a temporary folder, which is deleted at the end. Conversion and loading run in processes of
-their own, whose memory is read from /proc (Linux) a hundred times a second: all that is resident, which counts the
-pages of files that are mapped, and the process's own part of it (anonymous memory).
+The checkpoint is synthetic: the released names and shapes in bfloat16, random values, `.bin` shards of `torch.save`.
+It is in a temporary folder that is deleted at the end. Conversion and loading run in their own processes. Their memory
+is read from /proc (Linux) a hundred times a second: all resident memory, which includes the pages of mapped files, and
+the process's own part of it (anonymous memory).
 """
 
 import argparse
@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerFast
 MB, GB = 10**6, 10**9
 HIDDEN, INTERMEDIATE, VOCABULARY, STAB, PATCH = 4096, 11008, 32000, 1024, 14
 REDUCED = int(STAB / 1.5)
-SHARD_BYTES = 9_980_000_000  # of `save_pretrained` with its former default, 10 GB
+SHARD_BYTES = 9_980_000_000  # a shard of `save_pretrained` with its former default of 10 GB
 BLOCK_BYTES = 2**26
 
 IMPORTS = "import video_panda_hf.conversion"
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=4, help="of the video in the prompt (default: 4)")
     parser.add_argument("--folder", type=Path, help="where to make the temporary folder (default: the system's)")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is deleted then, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that SIGTERM also deletes the folder
 
     with tempfile.TemporaryDirectory(prefix="video-panda-7b-", dir=arguments.folder) as folder:
         source, target = Path(folder) / "reference", Path(folder) / "converted"
@@ -146,7 +146,7 @@ def norm(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def write_checkpoint(folder: Path, shapes: dict[str, tuple[int, ...]], num_layers: int) -> list[Path]:
-    """A folder as the reference releases it. No shard is ever in memory as a whole. Returns the files of weights."""
+    """Writes a folder like the reference release and returns its weights files. No shard is in memory as a whole."""
     folder.mkdir()
     config = {
         "model_type": "videopanda",
@@ -181,25 +181,25 @@ def write_checkpoint(folder: Path, shapes: dict[str, tuple[int, ...]], num_layer
 
 
 def write_shard(file: Path, shapes: dict[str, tuple[int, ...]], written) -> None:
-    """First the file with a hole for every tensor, then their values into the mapped file."""
+    """Writes the file with holes for the tensors, then their values into the mapped file."""
     dtypes = {key: torch.int64 if key.endswith("num_batches_tracked") else torch.bfloat16 for key in shapes}
     with torch.serialization.skip_data():
         torch.save({key: torch.empty(shape, dtype=dtypes[key]) for key, shape in shapes.items()}, file)
     with open(file, "r+b") as opened, torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
         random = torch.randn(BLOCK_BYTES // 2, generator=torch.Generator().manual_seed(0)).mul(0.02).bfloat16()
         for key in shapes:
-            values = torch.load(file, mmap=True, weights_only=True)[key].view(-1)  # mapped anew: holds no pages
+            values = torch.load(file, mmap=True, weights_only=True)[key].view(-1)  # map again to free the old pages
             if key.endswith("running_var"):
                 values.fill_(1)
             elif values.is_floating_point():
                 for start in range(0, len(values), len(random)):
                     values[start : start + len(random)] = random[: len(values) - start]
             written()
-        os.fsync(opened.fileno())  # the pages still to be written would slow down what is measured
+        os.fsync(opened.fileno())  # otherwise writing these pages later slows down the measurement
 
 
 def llama_like_tokenizer() -> PreTrainedTokenizerFast:
-    """Of Llama's kind and size: 32,000 pieces of one to three letters, bytes for the rest."""
+    """A tokenizer of Llama's kind and size: 32,000 pieces of one to three letters, and bytes."""
     letters = [chr(code) for code in range(33, 127)]
     pairs = [(a, b) for a, b in itertools.product(letters, letters)]
     triples = [(a + b, c) for (a, b), c in itertools.product(pairs, letters)]
@@ -221,7 +221,7 @@ def llama_like_tokenizer() -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class Measured:
-    """A process that has ended: seconds, the most bytes that were resident and that were its own, its output."""
+    """A finished process: seconds, peak resident bytes, peak anonymous bytes, output."""
 
     seconds: float
     resident: int
@@ -230,13 +230,13 @@ class Measured:
 
 
 def measure(command: list[str]) -> Measured:
-    """Runs a command. Raises `subprocess.CalledProcessError` where it fails."""
+    """Runs a command. Raises `subprocess.CalledProcessError` if it fails."""
     peaks = {"VmHWM": 0, "RssAnon": 0}
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             while process.poll() is None:
-                # Not `ru_maxrss`, which begins with what this process has.
+                # Not `ru_maxrss`: it starts at the memory of this process.
                 for name, kilobytes in re.findall(
                     r"^(VmHWM|RssAnon):\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE
                 ):

@@ -1,9 +1,9 @@
-"""How long 8 frames of a video take, and how much memory, against the other ways to load them.
+"""Time and memory to read 8 frames of a video, compared with other libraries.
 
     python benchmarks/decoding.py [--folder FOLDER] [--repeats 5]
 
-Videos are made in a temporary folder (a pattern that moves; a minute is encoded and repeated for the long ones). Every
-cell is measured in a process of its own: the fastest of some repeats, and by how much the process grew at its largest.
+Videos of a moving pattern are encoded in a temporary folder; long ones repeat a minute. Every cell is measured in its
+own process: the fastest of some repeats, and the peak growth of the process.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
         print_throughput(videos["720p h264, 10 s"])
 
 
-# Readers: path -> whatever they return; each is imported in the process that measures it
+# Readers: functions of a path. Each is imported only in the process that measures it.
 
 
 def decode_video_reader() -> Callable:
@@ -131,7 +131,7 @@ def measure_apart(reader: str, path: Path, repeats: int) -> dict:
 
 
 def measure(reader: str, path: str, repeats: int) -> dict:
-    """Seconds of the fastest of `repeats` after one that warms up (one in all if it is slow), and MB of growth."""
+    """Seconds of the fastest of `repeats` after a warm-up (only one run if it is slow), and growth in MB."""
     read = READERS[reader]()
     before = peak_megabytes()
     times = []
@@ -179,7 +179,7 @@ def ratio(other: dict, ours: dict) -> str:
 
 
 def print_throughput(path: Path, count: int = 60) -> None:
-    """Videos a second of a DataLoader that turns files into `pixel_values_videos`."""
+    """Prints the videos per second of a DataLoader that turns files into `pixel_values_videos`."""
     from torch.utils.data import DataLoader
 
     read = processor_reader()
@@ -196,7 +196,7 @@ def print_throughput(path: Path, count: int = 60) -> None:
 
 
 def make_videos(folder: Path) -> dict[str, Path]:
-    """{description: path}; files that are there already are kept."""
+    """{description: path}. Existing files are kept."""
     minute = encode(folder / "720p_1min.mp4", "libx264", 1280, 720, 60, H264)
     vp9 = encode(folder / "720p_vp9_10s.webm", "libvpx-vp9", 1280, 720, 10, VP9)
     return {
@@ -210,7 +210,7 @@ def make_videos(folder: Path) -> dict[str, Path]:
 
 
 def encode(path: Path, codec: str, width: int, height: int, seconds: int, options: dict[str, str]) -> Path:
-    """A pattern that drifts over a background, one slice a frame and a key frame every 250 frames."""
+    """Encodes a moving pattern with one slice per frame and a key frame every 250 frames."""
     if path.exists():
         return path
     pattern = drifting_pattern(width, height)
@@ -239,7 +239,7 @@ def drifting_pattern(width: int, height: int) -> np.ndarray:
 
 
 def repeat(source: Path, path: Path, times: int) -> Path:
-    """The packets of `source`, `times` times over."""
+    """Writes the packets of `source` `times` times."""
     if path.exists():
         return path
     with av.open(str(source)) as container, av.open(str(path), "w") as longer:

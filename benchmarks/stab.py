@@ -1,10 +1,10 @@
-"""What STAB costs: operations, parameters, time and memory, against its textbook form and the encoders of its peers.
+"""Operations, parameters, time and memory of STAB, compared with its textbook form and with other models' encoders.
 
     python benchmarks/stab.py                      # on the CPU
     python benchmarks/stab.py --device cuda --dtype bfloat16
 
-One run, one process: 8 frames of 448 × 448 pixels through STAB and projector at the released size, random weights,
-against
+In one process: 8 frames of 448 × 448 pixels through STAB and projector at the released size, with random weights,
+compared with
 * the same model in its textbook form: keys and values projected, a 3D convolution, ROW projected after every row;
 * the vision part of Video-LLaVA: CLIP ViT-L/14 over 8 frames of 224 × 224, and its projector;
 * the vision part of Video-ChatGPT: CLIP ViT-L/14 over 100 frames of 224 × 224 (batches of 10).
@@ -29,7 +29,7 @@ LLM_SIZE = 4096
 
 
 def textbook_pooling(self, queries, keys, mask=None):
-    """`FewQueryPooling.forward` as it is written in the paper: every key and value projected."""
+    """`FewQueryPooling.forward` as in the paper: all keys and values are projected."""
 
     def heads(tensor):
         return tensor.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -51,7 +51,7 @@ def textbook_dpe(self, cells):
 
 
 class Textbook(torch.nn.Module):
-    """The same weights, computed as the equations stand."""
+    """The same weights, computed literally as in the equations."""
 
     def __init__(self, model):
         super().__init__()
@@ -69,7 +69,7 @@ class Textbook(torch.nn.Module):
 
 
 def small_llm(hidden_size):
-    """A stand-in for the language model, which no figure here includes."""
+    """A stand-in for the language model. The measurements do not include it."""
     return {"model_type": "llama", "hidden_size": hidden_size, "num_hidden_layers": 1, "intermediate_size": 8}
 
 
@@ -101,7 +101,7 @@ def flops(function):
 
 
 def peak_bytes(function, device):
-    """The most that one call holds beyond what was there before it, as torch's allocator sees it."""
+    """Peak memory of torch's allocator during one call, beyond what was allocated before it."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -121,7 +121,7 @@ def peak_bytes(function, device):
 
 
 def seconds(functions, device, rounds):
-    """Median seconds of each, all of them taking turns. Each ran before."""
+    """Median seconds of each function. The functions take turns. Each must have run before."""
 
     def timed(function):
         start = time.perf_counter()

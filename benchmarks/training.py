@@ -1,18 +1,18 @@
-"""What a training step of one long video holds and takes, before and after each thing that makes it hold less.
+"""Peak memory and time of a training step on one long video, with more and more memory savings.
 
     python benchmarks/training.py                      # on the CPU
     python benchmarks/training.py --device cuda --dtype bfloat16
 
-One run; each line of the table in a process of its own: forward and backward of the Trainer's step on a video of 2,184
-tokens and an answer of 20, with STAB at the released size before a small language model, random weights. A line has
-what the line above it has, and one thing more:
-* the logits of every position, as plain `Trainer` computes them;
-* logits only where a label follows, as `VideoPandaTrainer` does;
-* gradient checkpointing through the language model's layers;
-* gradient checkpointing through STAB as well: what `activation_checkpointing=True` does.
+Each line of the table runs in its own process: forward and backward of the Trainer's step on a video of 2,184 tokens
+and an answer of 20, with STAB at the released size, a small language model and random weights. Each line adds one
+saving to the line above:
+* logits of every position, as in plain `Trainer`;
+* logits only for positions with a label, as in `VideoPandaTrainer`;
+* gradient checkpointing of the language model's layers;
+* gradient checkpointing of STAB too, as with `activation_checkpointing=True`.
 
-Memory is the most that torch's allocator has given out at once beyond weights and gradients, which are there before:
-exact, and the same in each run. Optimizer states, which a step leaves alone, are not part of it.
+Memory is the peak of torch's allocator beyond weights and gradients. It is exact and the same in each run. Optimizer
+states are not included.
 """
 
 import argparse
@@ -37,7 +37,7 @@ LINES = ["all logits, nothing computed twice", "logits only at labels", "+ LLM c
 
 
 def example(model, device, dtype) -> dict:
-    """A prompt that is the video alone, and the answer."""
+    """A prompt of only the video, and the answer."""
     frames, rows, columns = (size // merge for size, merge in zip(GRID, (1, 2, 2), strict=True))
     row = [model.config.video_token_id] * columns + [model.config.row_token_id]
     video = ([model.config.video_token_id] + row * rows) * frames
@@ -52,7 +52,7 @@ def example(model, device, dtype) -> dict:
 
 
 def measure(line: int, options: argparse.Namespace) -> tuple[int, float]:
-    """Bytes and seconds of a step with the first `line` of the things that save memory."""
+    """Bytes and seconds of a step with the first `line` memory savings."""
     set_seed(0)
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     text = {
@@ -67,7 +67,7 @@ def measure(line: int, options: argparse.Namespace) -> tuple[int, float]:
     config = VideoPandaConfig(text_config=text, video_token_id=VOCABULARY, row_token_id=VOCABULARY + 1)
     model = VideoPandaForConditionalGeneration(config).to(device, dtype).train()
     for part in [model.model.language_model, model.model.vision_tower][: max(0, line - 1)]:
-        # transformers 5.16 has the second name, which later releases warn of.
+        # transformers 5.16 has only the second name. Later releases deprecate it.
         getattr(part, "activation_checkpointing_enable", part.gradient_checkpointing_enable)()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -81,7 +81,7 @@ def measure(line: int, options: argparse.Namespace) -> tuple[int, float]:
             trainer.training_step(model, batch, num_items_in_batch=torch.tensor(ANSWER, device=device))
 
         if device.type == "cuda":
-            step()  # libraries load and choose their kernels
+            step()  # warm-up: libraries load and choose their kernels
         peak, times = peak_bytes(step, device), []
         for _ in range(options.rounds):
             start = time.perf_counter()
@@ -101,7 +101,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=2, help="steps that a time is the fastest of (default: 2)")
     options = parser.parse_args()
 
-    # A process for each line: what one leaves behind in caches and fragments is not the next one's.
+    # One process per line, so that caches and memory fragments of one line do not affect the next.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         results = list(tqdm(pool.imap(partial(measure, options=options), range(len(LINES))), total=len(LINES)))
 

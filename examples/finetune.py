@@ -3,14 +3,14 @@
     python examples/finetune.py --data videos/data.jsonl --output runs/mine \\
         --ask videos/kitchen.mp4 "What is being cooked?"
 
-A line of data.jsonl is a conversation; paths start from the file's folder (the line is broken here, but not there):
+Each line of data.jsonl is one conversation (wrapped here). Paths are relative to the file's folder:
 
     {"video": "kitchen.mp4", "messages": [{"role": "user", "content": "<video>What is being cooked?"},
                                           {"role": "assistant", "content": "Pancakes."}]}
 
-The JSON of Video-LLaVA, Valley and Video-ChatGPT is read as well. All weights are trained, or with `--lora` STAB, the
-projector and adapters of the language model, which are merged into it at the end. Either way `--output` is an ordinary
-checkpoint. A run that was killed goes on where it was if the same command is given again.
+The JSON of Video-LLaVA, Valley and Video-ChatGPT works too. By default all weights are trained. `--lora` trains STAB,
+the projector and adapters of the language model; the adapters are merged at the end. In both cases `--output` is an
+ordinary checkpoint. To resume a killed run, repeat the command.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     set_seed(args.seed)
     processor = AutoProcessor.from_pretrained(args.model)
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    # The weights that an optimizer changes stay in float32; mixed precision computes in bfloat16 where it is fast.
+    # Trained weights stay in float32: the optimizer needs it. Mixed precision computes in bfloat16.
     dtype = torch.bfloat16 if args.lora and bf16 else torch.float32
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=dtype)
     if args.lora:
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
         lr_scheduler_type="cosine",
         warmup_steps=0.03,
         bf16=bf16,
-        activation_checkpointing=True,  # computes a layer anew for its gradient: slower, but room for far more tokens
+        activation_checkpointing=True,  # recomputes layers in the backward pass: slower, but fits far more tokens
         dataloader_num_workers=args.workers,
         dataloader_persistent_workers=args.workers > 0,
         logging_steps=args.logging_steps,
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
         model = model.merge_and_unload()
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
-    shutil.rmtree(checkpoints, ignore_errors=True)  # what an interrupted run goes on from
+    shutil.rmtree(checkpoints, ignore_errors=True)  # only an interrupted run needs them
     print(f"The tuned model is in {args.output}")
     if args.ask:
         print(answer(args.output, *args.ask, num_frames=args.num_frames))
@@ -91,7 +91,7 @@ def with_adapters(model):
 
 
 def answer(checkpoint: Path, video: str, question: str, num_frames: int | None) -> str:
-    """What anyone who has the folder would write."""
+    """Loads a checkpoint as any user would, and asks it."""
     processor = AutoProcessor.from_pretrained(checkpoint)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, device_map="auto")
     content = [{"type": "video", "video": video}, {"type": "text", "text": question}]

@@ -3,8 +3,8 @@
     python examples/train.py --config examples/recipes/stage3.yaml --model path/to/checkpoint --data data.json
     accelerate launch --config_file examples/accelerate/ddp.yaml examples/train.py --config …
 
-A recipe is a YAML file of any of the arguments below; what the command line says goes before it. A run that was killed
-goes on from its last checkpoint if the same command is given again.
+A recipe is a YAML file with any of the arguments below. The command line overrides it. To resume a killed run from its
+last checkpoint, repeat the command.
 """
 
 from dataclasses import dataclass, field
@@ -55,7 +55,7 @@ def main() -> None:
     checkpoint = args.resume_from_checkpoint or last_complete_checkpoint(args.output_dir)
     skip_log = f"{args.output_dir}/skipped.jsonl"
     load = {"video_folder": script.video_folder, "on_error": script.on_error}
-    if args.process_index == 0 and checkpoint is None:  # bad rows are the same for all processes, and after a stop
+    if args.process_index == 0 and checkpoint is None:  # log bad rows once: all processes and resumed runs find them
         load["skip_log"] = skip_log
     frames = {} if script.num_frames is None else {"num_frames": script.num_frames}
     trainer = VideoPandaTrainer(
@@ -115,11 +115,11 @@ def load_model(script: ScriptArguments):
 
 
 def add_adapters(model, script: ScriptArguments, args: VideoPandaTrainingArguments):
-    """LoRA on every linear map of the LLM; STAB and projector, where trained, in full and saved with the adapters."""
+    """Adds LoRA to every linear layer of the LLM. STAB and projector, if trained, are trained and saved in full."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     if script.load_in_4bit:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the Trainer does
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the Trainer enables it
     trained = dict(zip(STAB_AND_PROJECTOR, (args.train_vision, args.train_projector), strict=True))
     config = LoraConfig(
         r=script.lora_rank,
@@ -129,7 +129,7 @@ def add_adapters(model, script: ScriptArguments, args: VideoPandaTrainingArgumen
         modules_to_save=[name for name, is_trained in trained.items() if is_trained] or None,
     )
     for name in config.modules_to_save or ():
-        getattr(model.model, name).float()  # as PEFT does with the adapters: what is trained is in float32
+        getattr(model.model, name).float()  # trained weights are in float32, like PEFT's adapters
     return get_peft_model(model, config)
 
 

@@ -1,12 +1,11 @@
 """Videos of moving shapes and questions about them: the data of the small model that ships with the package.
 
-There are four kinds of clips: one shape that moves; one that moves ever faster or slower; two that move one after the
-other; and one to four that stand still. Every fifth combination of what a clip shows is *held out*: no training clip
-shows it, so a right answer cannot be a remembered one. Which way a shape moves, which of two moves first, and whether
-one gets faster or slower is told by nothing but the order of the frames: the same clip played backwards is a clip of
-the opposite.
+There are four kinds of clips: one shape that moves; one that gets faster or slower; two that move one after the other;
+one to four that stand still. Every fifth combination of colour, shape, direction and so on is *held out*: no training
+clip shows it, so that its answer cannot be memorised. Only the order of the frames shows the direction, which of two
+shapes moves first, and whether a shape gets faster or slower: a clip played backwards is a clip of the opposite.
 
-Run as a command, it writes the three clips that the package ships:
+As a command, this file writes the three clips that the package ships:
 
     python examples/moving_shapes/data.py --output src/video_panda_hf/assets/clips
 """
@@ -30,7 +29,7 @@ COLOURS = {
     "blue": (45, 85, 225),
     "purple": (150, 50, 190),
 }
-# Signed distances in units of the shape's radius, negative inside; x points right, y points down.
+# Signed distances in units of the shape's radius, negative inside. x points right, y points down.
 SHAPES = {
     "circle": lambda x, y: np.hypot(x, y) - 1,
     "square": lambda x, y: np.maximum(abs(x), abs(y)) - 0.85,
@@ -41,10 +40,10 @@ SHAPES = {
 DIRECTIONS = {"to the left": (0, -1), "to the right": (0, 1), "upwards": (1, -1), "downwards": (1, 1)}  # axis, sense
 PACES = {"faster": "slower", "slower": "faster"}  # each with its opposite
 NUMBERS = ["one", "two", "three", "four"]
-KINDS = ["motion", "pace", "order", "motion", "pace", "order", "count"]  # as they come: what moves is harder to learn
-SIZES = [(112, 112), (84, 112), (112, 84), (96, 128), (128, 96)]  # height, width in pixels; even, as H.264 asks
+KINDS = ["motion", "pace", "order", "motion", "pace", "order", "count"]  # in turn; moving shapes are harder to learn
+SIZES = [(112, 112), (84, 112), (112, 84), (96, 128), (128, 96)]  # height, width in pixels; H.264 needs even sizes
 FRAMES, FPS = 22, 8
-SAMPLED = 8  # frames that the model sees of them: 0, 3, …, 21
+SAMPLED = 8  # frames that the model sees: 0, 3, …, 21
 
 QUESTIONS = {
     "colour": [
@@ -99,9 +98,9 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Clip:
-    """What a clip shows. `things` are (colour, shape): the first to move is first.
+    """What a clip shows. `things` are (colour, shape), in the order in which they move.
 
-    `frames` is uint8 of shape (22, height, width, 3), `None` before they are drawn."""
+    `frames` is uint8 of shape (22, height, width, 3), or `None` before drawing."""
 
     kind: str
     things: tuple[tuple[str, str], ...]
@@ -132,7 +131,7 @@ class Clip:
         return [*own[self.kind], "description"]
 
     def backwards(self) -> "Clip":
-        """What it shows when it is played backwards."""
+        """The clip played backwards."""
         return replace(
             self,
             things=self.things[::-1] if self.kind == "order" else self.things,
@@ -157,18 +156,19 @@ def opposite(direction: str) -> str:
 
 
 def make_clips(count: int, seed: int, held_out: bool = False, frames: int = FRAMES) -> Iterator[Clip]:
-    """`count` clips of all kinds in turn, which go round the training (or the held-out) combinations; the same for the
-    same seed."""
+    """Yields `count` clips of all kinds in turn, cycling through the training (or held-out) combinations.
+
+    The same seed gives the same clips."""
     of_kind = {kind: itertools.cycle(combinations(kind, held_out)) for kind in KINDS}
     for number, kind in enumerate(itertools.islice(itertools.cycle(KINDS), count)):
         yield draw(next(of_kind[kind]), np.random.default_rng([seed, held_out, number]), frames)
 
 
 def combinations(kind: str, held_out: bool) -> list[Clip]:
-    """All clips of a kind, not drawn, that are trained on (or held out), in an order that mixes them.
+    """All training (or held-out) clips of a kind, not drawn, in a shuffled order.
 
-    The held-out ones are a Latin square: of a thing and its direction or number, or of two things, every part, such as
-    (red, circle) or (red, upwards), is seen in training, but not all together."""
+    The held-out clips form a Latin square: training shows every pair of properties, such as (red, circle) or (red,
+    upwards), but never the whole combination."""
     number_of = {name: i for names in (COLOURS, SHAPES, DIRECTIONS, NUMBERS) for i, name in enumerate(names)}
     things = list(itertools.product(COLOURS, SHAPES))
     if kind == "motion":
@@ -190,15 +190,15 @@ def combinations(kind: str, held_out: bool) -> list[Clip]:
 
 
 def draw(clip: Clip, rng: np.random.Generator, frames: int = FRAMES) -> Clip:
-    """The clip with so many frames, evenly spaced in time. Its size, background, noise, and the things' own size,
-    tint, path and speed come from `rng`. Opposites are drawn alike, one of them backwards."""
+    """Draws a clip with this many frames, evenly spaced in time. `rng` chooses size, background and noise, and the
+    size, tint, path and speed of the things. A clip and its opposite are the same frames in opposite order."""
     if (clip.kind == "order" and clip.things[0] > clip.things[1]) or DIRECTIONS.get(clip.direction, (0, 1))[1] < 0:
         return draw(clip.backwards(), rng, frames).backwards()
 
     size = np.array(SIZES[rng.integers(len(SIZES))])[::-1]  # x, y
     axis = DIRECTIONS[clip.direction][0] if clip.direction else rng.integers(2)
     cells = {"motion": (1, 1), "pace": (1, 1), "count": (2, 2)}.get(clip.kind, (1, 2) if axis == 0 else (2, 1))
-    cell = size / cells  # the part of the picture in which a thing stays
+    cell = size / cells  # each thing stays in its own cell of the picture
     radius = (rng.uniform(0.24, 0.3) if cells == (1, 1) else rng.uniform(0.2, 0.23)) * size.min()
     places = rng.permutation([(x, y) for x in range(cells[0]) for y in range(cells[1])])
 
@@ -209,11 +209,11 @@ def draw(clip: Clip, rng: np.random.Generator, frames: int = FRAMES) -> Clip:
     video = np.repeat(picture[None], frames, 0)
     for number, thing in enumerate(clip.things):
         free = cell - 2 * (radius + 1)  # how far the centre can travel
-        share = 0.0 if clip.kind == "count" else rng.uniform(0.7, 0.95)  # of the way that it could go
+        share = 0.0 if clip.kind == "count" else rng.uniform(0.7, 0.95)  # of the possible way
         travel = share * free * (np.arange(2) == axis)
         start = places[number] * cell + radius + 1 + rng.uniform(size=2) * (free - travel)
         progress = progress_in_time(clip, number, np.linspace(0, 1, frames))
-        if len(clip.things) > 1 and rng.random() < 0.5:  # of two, each goes its own way
+        if len(clip.things) > 1 and rng.random() < 0.5:  # each of two moves in its own direction
             progress = 1 - progress
         centres = (start + progress[:, None] * travel).astype(np.float32)  # (frames, 2)
         dx, dy = ((p - c[:, None, None]) / radius for p, c in zip((x, y), centres.T, strict=True))
@@ -224,15 +224,15 @@ def draw(clip: Clip, rng: np.random.Generator, frames: int = FRAMES) -> Clip:
 
 
 def progress_in_time(clip: Clip, number: int, time: np.ndarray) -> np.ndarray:
-    """The part of its way that a thing has gone at these times, all of them 0..1."""
+    """The share of its way that a thing has moved at these times; all in [0, 1]."""
     if clip.kind == "order":
         return np.clip(2 * time - number, 0, 1)
     return {"faster": time**2.5, "slower": 1 - (1 - time) ** 2.5}.get(clip.pace, time)
 
 
 def ask(kind: str, clip: Clip, rng: np.random.Generator) -> tuple[str, str]:
-    """One of the wordings of a question, and its answer. A thing is called "shape", "object" or what it is, if that
-    is no help, and the question is at times typed in a hurry or spelled the American way."""
+    """A random wording of a question, and its answer. A thing is called "shape", "object", or by its name if that does
+    not give the answer away. Some questions lack capitals and the question mark, or have American spelling."""
     colour, shape = clip.things[0]
     answer = {
         "colour": f"It is {colour}." if len(clip.things) == 1 else f"They are {colour}.",
@@ -253,7 +253,7 @@ def ask(kind: str, clip: Clip, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def mp4(frames: np.ndarray) -> bytes:
-    """`frames`, uint8 (T, height, width, 3), as the bytes of an H.264 file at 8 frames per second."""
+    """Encodes `frames`, uint8 (T, height, width, 3), as an H.264 file at 8 frames per second."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"crf": "23", "preset": "veryfast"})
@@ -270,7 +270,7 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, required=True, help="folder to write the mp4 files to")
     output = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)
-    # With seeds of clips that the shipped model describes rightly whatever the wording: it does so with three in four.
+    # Seeds of clips that the shipped model describes correctly for every wording, as it does for three in four.
     shipped = {
         ("red", "circle", "to the left"): 1,
         ("blue", "cross", "upwards"): 11,

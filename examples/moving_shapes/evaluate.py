@@ -1,12 +1,11 @@
-"""Ask a small model such as the one that ships about clips whose combination of things it never saw.
+"""Evaluate a small model, such as the shipped one, on held-out clips of moving shapes.
 
     python examples/moving_shapes/evaluate.py [--model DIR_OR_ID]
 
-Every clip is written as an mp4 file and read back. An answer is right if the greedily generated text is the right one
-to the letter. Prints a markdown table in per cent: a row for each kind of question; a column for the clips, one for
-the same frames out of order, which hide what their order alone tells, and one for the best constant answer. The
-direction is reported by line of motion, for frames out of order still show the line but not its sense, so that chance
-is one in two. Takes some minutes on two CPU cores.
+Every clip is written as an mp4 file and read back. An answer is right if the greedily generated text equals the
+expected one. Prints a Markdown table in per cent with a row for each kind of question. Its columns are: the clips; the
+same frames shuffled, which hide what only their order shows; the best constant answer. Directions are split by axis:
+shuffled frames still show the axis but not which way, so chance is one in two. Takes some minutes on two CPU cores.
 """
 
 import argparse
@@ -22,7 +21,7 @@ import video_panda_hf  # noqa: F401  registers the classes that the two lines ab
 from data import DIRECTIONS, SAMPLED, Clip, ask, make_clips, mp4
 
 
-ROWS = {  # kind of question (of a direction: its line) → row of the table
+ROWS = {  # kind of question (for a direction, its axis) → row of the table
     "colour": "colour",
     "shape": "shape",
     "count": "how many",
@@ -47,7 +46,7 @@ def main():
 
 
 def evaluate(name_or_path, count: int = 600, seed: int = 0, controls: bool = True) -> None:
-    """Prints the table, with or without the columns that the first one is to be compared with."""
+    """Prints the table. `controls` adds the columns to compare the first one with."""
     processor = AutoProcessor.from_pretrained(name_or_path)
     model = AutoModelForImageTextToText.from_pretrained(name_or_path).eval()
     clips = list(make_clips(count, seed, held_out=True))
@@ -63,7 +62,7 @@ def evaluate(name_or_path, count: int = 600, seed: int = 0, controls: bool = Tru
 
 
 def accuracy(model, processor, clips: list[Clip], seed: int) -> dict[str, float]:
-    """Share of right answers in each row of the table, every clip being asked all of its questions."""
+    """Share of right answers in each row of the table. Every clip gets all of its questions."""
     right = defaultdict(list)
     files = [mp4(clip.frames) for clip in clips]
     asked = questions_about(clips, seed)
@@ -114,7 +113,7 @@ def shuffled(clips: list[Clip], seed: int) -> list[Clip]:
 
 
 def constant_accuracy(clips: list[Clip], seed: int) -> dict[str, float]:
-    """What the best answer that never looks at the clip would reach in each row."""
+    """Accuracy of the best constant answer in each row."""
     answers = defaultdict(Counter)
     for _, row, _, answer in questions_about(clips, seed):
         answers[row][answer] += 1

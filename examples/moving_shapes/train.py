@@ -1,18 +1,18 @@
-"""Train the small model that ships with the package, from nothing, on videos of moving shapes, by the paper's recipe.
+"""Train the shipped small model from scratch on videos of moving shapes, with the paper's recipe.
 
     python examples/moving_shapes/train.py --output runs/moving-shapes
     python examples/moving_shapes/train.py --output runs/moving-shapes --without lste
 
-First comes what the recipe takes for granted: a language model, which learns to answer questions about a description
-in words, and a vision model to distil from, which learns to name what is in a picture. Then the three stages:
-alignment, in which the language model stays as it is; integration, with captions; instruction tuning, with questions.
-Pictures come before videos: colours, shapes and numbers are learned from them at an eighth of the cost.
+First, two models that the recipe needs are trained: a language model, which answers questions about a description in
+words, and a vision model to distil from, which names what is in a picture. Then come the three stages: alignment, with
+a frozen language model; integration, with captions; instruction tuning, with questions. Pictures come before videos:
+they teach colours, shapes and numbers at an eighth of the cost.
 
-`--without` leaves out a part of the model, or the distillation. It starts from the language and vision models that are
-in the output folder already, and its result goes to a folder there.
+`--without` leaves out a part of the model, or the distillation. It uses the language and vision models that are in the
+output folder, and writes its result to a subfolder.
 
-Fixed seed; about 35 minutes on one CPU core with instructions for bfloat16. The same command again goes on where an
-interrupted one was.
+The seed is fixed. Takes about 35 minutes on one CPU core with bfloat16 instructions. To resume an interrupted run,
+repeat the command.
 """
 
 import argparse
@@ -161,7 +161,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def arguments_of(stage: Stage, folder: Path, seed: int) -> dict:
-    """Settings of every training. So narrow a network learns best at a high rate, which pays for its small batches."""
+    """Settings of all trainings. Such a narrow network learns best at a high rate, even with small batches."""
     return {
         "output_dir": folder,
         "max_steps": stage.steps,
@@ -182,11 +182,11 @@ def arguments_of(stage: Stage, folder: Path, seed: int) -> dict:
     }
 
 
-# What the recipe takes for granted
+# Tokenizer, language model and teacher
 
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer, which no text is foreign to, with whole words for the sentences of this data."""
+    """A byte-level tokenizer: it encodes any text, and the words of this data are single tokens."""
     rng = np.random.default_rng(0)
     sentences = [ask(kind, clip, rng) for clip in make_clips(1000, 0, frames=1) for kind in clip.questions]
     tokenizer = Tokenizer(models.BPE())
@@ -210,8 +210,8 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def train_language(folder: Path, tokenizer: PreTrainedTokenizerFast, texts: list[dict], seed: int) -> None:
-    """A small Llama that reads a description and answers questions about it, as a video's tokens will have it do.
-    So narrow a network learns far faster from weights of 0.08 than from the usual 0.02."""
+    """Trains a small Llama to answer questions about a description. Later, a video's tokens replace the description.
+    Such a narrow network learns far faster with an initializer range of 0.08 than with the usual 0.02."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=192,
@@ -234,7 +234,7 @@ def train_language(folder: Path, tokenizer: PreTrainedTokenizerFast, texts: list
 
 
 def train_teacher(folder: Path, pictures: list[dict], seed: int) -> None:
-    """A small ViT that names the colours and shapes in a picture, at the size at which it will see them."""
+    """Trains a small ViT to name the colours and shapes in a picture, at the size that the teacher will see."""
     side, patch_size = IMAGE_SIZE // 2, PATCH_SIZE // 2
     config = ViTConfig(
         hidden_size=64,
@@ -281,7 +281,7 @@ def train_teacher(folder: Path, pictures: list[dict], seed: int) -> None:
 
 
 def make_datasets(processor: VideoPandaProcessor, count: int, seed: int) -> dict[str, list[dict]]:
-    """The examples of every part of the training. Pixels in half precision: 2 GB for 5000 clips."""
+    """The examples of each part of the training. Pixels are in half precision: 2 GB for 5000 clips."""
     datasets = {}
     with Pool(initializer=torch.set_num_threads, initargs=(1,)) as pool:
         clips = enumerate(make_clips(count, seed, frames=SAMPLED))
@@ -294,7 +294,7 @@ def make_datasets(processor: VideoPandaProcessor, count: int, seed: int) -> dict
 def make_examples(processor: VideoPandaProcessor, numbered_clip: tuple[int, Clip]) -> dict[str, list[dict]]:
     number, clip = numbered_clip
     rng = np.random.default_rng(number)
-    alike = len(set(clip.things)) == 1  # else a single frame has nothing to ask about
+    alike = len(set(clip.things)) == 1  # otherwise there is no question about a single frame
     pictures = [clip.frames[i][None] for i in rng.integers(SAMPLED, size=PICTURES_PER_CLIP * alike)]
     story = "\n".join([clip.description] * rng.integers(1, 6))
     return {
@@ -314,12 +314,12 @@ def make_examples(processor: VideoPandaProcessor, numbered_clip: tuple[int, Clip
 
 
 def picture_questions(clip: Clip, rng: np.random.Generator) -> list[str]:
-    """What a single frame tells."""
+    """The kinds of questions that a single frame answers."""
     return list(rng.permutation([kind for kind in clip.questions if kind in ("colour", "shape", "count")]))
 
 
 def video_questions(clip: Clip, rng: np.random.Generator) -> list[str]:
-    """Some of a clip's questions, none of whose answers could be copied from another of these."""
+    """Some of a clip's questions, chosen so that no answer contains the answer to another one."""
     if clip.kind == "order":
         return [str(rng.choice(["first", "last"]))]
     own = [kind for kind in clip.questions if kind in ("direction", "pace", "count")]
@@ -327,7 +327,7 @@ def video_questions(clip: Clip, rng: np.random.Generator) -> list[str]:
 
 
 def make_example(processor, part: dict, clip: Clip, kinds: list[str], rng: np.random.Generator) -> dict:
-    """A conversation that asks these kinds of questions about the video, picture or story that it begins with."""
+    """A conversation with these kinds of questions about a video, picture or description."""
     messages = []
     for kind in kinds:
         question, answer = ask(kind, clip, rng)
@@ -335,7 +335,7 @@ def make_example(processor, part: dict, clip: Clip, kinds: list[str], rng: np.ra
         messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
     messages[0]["content"].insert(0, part)
     batch = VideoPandaDataCollator(processor, do_sample_frames=False)([{"messages": messages}])
-    # As arrays, for a tensor would hold a file open on its way back from the worker process.
+    # Arrays, because sending a tensor from a worker process keeps a file open.
     example = {"input_ids": batch["input_ids"][0].numpy(), "labels": batch["labels"][0].numpy()}
     if part["type"] == "video":
         example["pixel_values_videos"] = batch["pixel_values_videos"].half().numpy()
@@ -345,7 +345,7 @@ def make_example(processor, part: dict, clip: Clip, kinds: list[str], rng: np.ra
 
 
 def pack(examples: list[dict]) -> dict[str, torch.Tensor]:
-    """As `VideoPandaDataCollator` packs, of examples that it made one by one: videos are read once, not every step."""
+    """Packs examples that `VideoPandaDataCollator` made one by one. Videos are thus processed once, not every step."""
     of = {name: [torch.from_numpy(example[name]) for example in examples] for name in examples[0]}
     batch = {
         "input_ids": pad_sequence(of["input_ids"], batch_first=True),

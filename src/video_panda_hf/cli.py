@@ -33,18 +33,17 @@ Needs `pip install "transformers[serving]"`; `transformers serve --help` lists t
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status: 0, or 2 with a message on standard error where it cannot."""
+    """Runs the command. Returns its exit status: 0, or 2 after an error, with a message on standard error."""
     options = build_parser().parse_args(arguments)
     try:
         return options.run(options)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    # A bad file, folder, id or option: the message says which and what to do.
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # a bad file, folder, id or option; the message names it
         print(f"video-panda: {error}", file=sys.stderr)
         return 2
-    except HTTP_ERRORS as error:  # the Hub's own answers are an `OSError` too
+    except HTTP_ERRORS as error:  # no answer at all: an error answer of the Hub is an `OSError`, see above
         print(f"video-panda: the Hugging Face Hub cannot be reached: {error}. Check the network.", file=sys.stderr)
         return 2
 
@@ -178,14 +177,14 @@ def serve(options: argparse.Namespace) -> int:
         raise ValueError('a server needs more packages: pip install "transformers[serving]"')
     from transformers.cli.transformers import app
 
-    # `transformers serve` takes 32 frames of a video unless told otherwise; `null` is what the model was trained with.
+    # `transformers serve` samples 32 frames by default. `null` restores the model's own number.
     frames = ["--chat-template-kwargs", '{"num_frames": null}']
     app(["serve", *frames, options.model, *options.options], prog_name="video-panda")
     return 0
 
 
 class AnswerStreamer(TextStreamer):
-    """Prints an answer as it comes, without the space that stands between it and the prompt."""
+    """Prints an answer as it is generated, without the space between prompt and answer."""
 
     begun = False
 
@@ -195,7 +194,7 @@ class AnswerStreamer(TextStreamer):
 
 
 def usable_device(name: str | None) -> torch.device:
-    """The device of this name, or the best there is. Raises `ValueError` for one that is not there."""
+    """The device of this name; by default a GPU if there is one. Raises `ValueError` if it is not available."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

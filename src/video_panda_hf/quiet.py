@@ -1,4 +1,4 @@
-"""Keeps standard error clean of messages that tell a user of this package nothing."""
+"""Hides log messages that do not concern users of this package."""
 
 import logging
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ NOISY_AT_IMPORT = ("torch.utils._pytree", "torchao")
 
 @contextmanager
 def quiet_imports():
-    """Drops warnings that other packages log about each other while this package has them imported.
+    """Drops warnings that other packages log about each other while they are imported here.
 
-    Nothing is dropped of packages that were imported before, nor after the context.
+    Messages before and after the context are kept.
     """
 
     def is_error(record: logging.LogRecord) -> bool:

@@ -38,7 +38,7 @@ def test_a_pipeline_answers_about_videos_in_chat_format(task, capfd):
     assert "not supported" not in capfd.readouterr().err
 
 
-def test_a_pipeline_passes_on_parts_of_videos_and_settings_of_the_processor():
+def test_a_pipeline_passes_on_video_windows_and_processor_settings():
     ask = pipeline("image-text-to-text", model=str(SHIPPED_MODEL))
     processor = AutoProcessor.from_pretrained(SHIPPED_MODEL)
     tokens = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "pt"}

@@ -173,7 +173,7 @@ def test_the_checkpoint_says_which_tokens_begin_end_and_pad(tmp_path):
 # --- EVE, where training starts ---
 
 
-def test_eve_fills_what_it_has_and_the_rest_starts_as_new_the_same_every_time(tmp_path, caplog):
+def test_eve_fills_what_it_has_and_the_rest_gets_fixed_initial_values(tmp_path, caplog):
     source = write_reference(tmp_path / "eve", eve_tensors(), model_type="eve")
     first, second = (load_weights(convert_checkpoint(source, tmp_path / name, quiet=True)) for name in "ab")
     assert all(torch.equal(first[key], second[key]) for key in first | second)
@@ -267,7 +267,7 @@ def test_quantised_weights_are_an_error(tmp_path):
 
 
 class Attack:
-    """Pickled, it is a call that makes a file."""
+    """Unpickling it would call a function that creates a file."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -413,7 +413,7 @@ def test_too_little_room_is_an_error_before_anything_is_written(tmp_path, monkey
 
 
 def forked(function: Callable, *arguments) -> multiprocessing.Process:
-    """A process of its own, started at once with all that is imported here."""
+    """Runs a function in a forked process, which needs no new imports."""
     process = multiprocessing.get_context("fork").Process(target=function, args=arguments, daemon=True)
     process.start()
     return process
@@ -524,7 +524,7 @@ def test_the_command_converts(tmp_path, capsys):
     assert (target / "model.safetensors.index.json").exists()
 
 
-def test_the_command_pushes_what_it_has_converted_and_keeps_it_where_the_hub_refuses(tmp_path):
+def test_the_command_pushes_and_keeps_the_folder_if_the_hub_refuses(tmp_path):
     write_reference(tmp_path / "source")
     script = """if True:
         import os

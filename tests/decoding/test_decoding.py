@@ -169,7 +169,7 @@ def test_the_matrix_is_as_large_as_promised():
 
 @pytest.fixture
 def decoders(monkeypatch):
-    """Has decode_video share its work between three threads as soon as it seeks; tells which threads decoded."""
+    """Makes decode_video use three decoding threads. Returns the set of threads that decoded."""
     seen = set()
     decode_run = GroupDecoder.decode_run
 
@@ -266,7 +266,7 @@ def remux(source: Path, path: Path, change) -> Path:
 
 @pytest.mark.parametrize("name", ["in.mkv", "in.mov", "in.mp4"])
 def test_an_index_that_ends_midway_does_not_cost_the_frames_before(name, made, tmp_path):
-    """As of Xvid, whose packets of a few bytes say that there is no picture: only decoding tells the frames then."""
+    """Xvid writes packets of a few bytes without a picture. Only decoding can find the frames then."""
 
     def with_an_empty_picture(packets):
         empty = av.Packet(b"\0\0\1\xb6\x50\0\0")  # a VOP that is not coded
@@ -320,8 +320,8 @@ def test_frames_are_right_and_in_order_without_a_table_of_key_frames(name, made)
 
 @pytest.mark.parametrize("packets_lost", [0, 5])
 @pytest.mark.parametrize("name", ["open_gop.ts", "hevc.ts", "mpeg2.ts", "hevc_open_gop.mp4", "mpeg2.mkv"])
-def test_a_recording_that_begins_in_the_middle_has_the_frames_a_player_shows(name, packets_lost, made, tmp_path):
-    """Without its first 12 frames and some packets; what refers to lost frames is neither shown nor counted."""
+def test_a_recording_cut_at_its_start_has_the_frames_a_player_shows(name, packets_lost, made, tmp_path):
+    """The first 12 frames and some packets are cut off. Frames that refer to lost ones are not shown or counted."""
     path = tmp_path / name
     with av.open(str(made(name))) as container, av.open(str(path), "w") as recording:
         stream = container.streams.video[0]
@@ -381,7 +381,7 @@ def test_the_sampler_is_asked_once_and_knows_everything_but_the_indices(made):
     assert metadata.timestamps == [0.2, 0.08, 0.2]
 
 
-def test_several_decoders_read_paths_and_bytes_and_leave_a_file_object_to_one(made, decoders):
+def test_several_decoders_read_paths_and_bytes_but_one_a_file_object(made, decoders):
     path = made("b_frames.mp4")
     expected, _ = decode_video(path, lambda _: [7, 20, 41])
     for source, several in ((path, True), (path.read_bytes(), True), (open(path, "rb"), False)):
@@ -391,7 +391,7 @@ def test_several_decoders_read_paths_and_bytes_and_leave_a_file_object_to_one(ma
         assert any(name.startswith("decode_video") for name in decoders) == several
 
 
-def test_one_stretch_and_stretches_of_many_pictures_are_left_to_one_decoder(made, decoders, monkeypatch):
+def test_one_run_or_runs_of_many_frames_are_left_to_one_decoder(made, decoders, monkeypatch):
     everything, _ = decode_video(made("b_frames.mp4"))
     assert len(everything) == 48 and not any(name.startswith("decode_video") for name in decoders)
     monkeypatch.setattr("video_panda_hf.decoding.readers.KEPT_BYTES", everything[0].nbytes)
@@ -429,7 +429,7 @@ def test_an_index_outside_the_video_is_named(made):
 
 
 def test_only_the_groups_of_the_wanted_frames_are_read(tmp_path):
-    """Of an mp4, the packets of other groups of pictures are not even fetched from the file."""
+    """For an mp4, the packets of other groups of pictures are not read from the file."""
 
     class CountingFile(io.FileIO):
         bytes_read = 0

@@ -78,7 +78,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_truncation_and_byte_flips_end_in_frames_or_in_the_documented_error(folder):
+def test_truncation_and_byte_flips_give_frames_or_the_documented_error(folder):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     environment["MALLOC_ARENA_MAX"] = "2"  # glibc reserves addresses, not memory, for every thread
     command = [sys.executable, __file__, str(folder)]
@@ -93,7 +93,7 @@ def test_truncation_and_byte_flips_end_in_frames_or_in_the_documented_error(fold
 
 
 def damage_everything(folder: Path) -> dict:
-    """Decodes damaged copies of the videos in `folder`; what happened, for the test above."""
+    """Decodes damaged copies of the videos in `folder` and reports the outcomes to the test above."""
     report = {"mutants": 0, "truncated": 0, "undocumented": [], "slowest": 0.0}
     outcomes = Counter()
     readers.WORTH_A_DECODER = 1  # so that several decoders share the work, whenever there are several threads
@@ -492,7 +492,7 @@ class Server(BaseHTTPRequestHandler):
                 break
 
     def unfinished(self, name):
-        """Headers that never end: sent by the byte or by the line, or one answer that says "go on" after the other."""
+        """Headers that never end: byte by byte, line by line, or as endless "100 Continue" answers."""
         piece = {"bytes": b"x", "lines": b"x: y\r\n", "continue": b"HTTP/1.1 100 Continue\r\n\r\n"}[name]
         self.wfile.write(b"" if name == "continue" else b"HTTP/1.1 200 OK\r\nx: ")
         while not self.patience.wait(0 if name == "continue" else 0.1):
@@ -509,7 +509,7 @@ class Server(BaseHTTPRequestHandler):
         self.wfile.write(data[first : len(data) * 3 // 5])
 
     def odd(self, name):
-        """Headers that say nothing, or another thing than what was asked for."""
+        """Headers without information, or for another range than requested."""
         kind, name = name.split("/")
         data = (self.folder / name).read_bytes()
         later = self.headers["Range"] != "bytes=0-"

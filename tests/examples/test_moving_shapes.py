@@ -42,7 +42,7 @@ def test_clips_follow_from_the_seed_alone():
 
 
 @pytest.mark.parametrize("kind", dict.fromkeys(KINDS))
-def test_held_out_combinations_are_never_trained_on_but_each_of_their_parts_is(kind):
+def test_held_out_combinations_are_not_trained_on_but_their_parts_are(kind):
     def parts(clip):  # of things that move or are many, each property with each other; of two things, each
         names = [clip.direction or str(len(clip.things)), *clip.things[0]]
         pairs = {frozenset(pair) for pair in zip(names, [*names[1:], names[0]], strict=True)}
@@ -71,7 +71,7 @@ def test_what_order_alone_tells_has_an_opposite_of_the_same_frames(clip):
     assert np.array_equal(frames[0][::-1], frames[1])
 
 
-def test_a_clip_drawn_with_fewer_frames_is_that_of_the_frames_a_model_samples():
+def test_a_clip_drawn_with_fewer_frames_has_the_sampled_frames():
     clip = combinations("motion", held_out=False)[0]
     few, all_frames = (draw(clip, np.random.default_rng(7), count).frames.astype(int) for count in (8, 22))
     assert abs(few - all_frames[::3]).mean() < 8  # but for the noise

@@ -89,7 +89,7 @@ def run(*arguments, **options) -> None:
 
 
 def logs(checkpoint: Path) -> list[dict]:
-    """What a run logged of each step, but for how fast it was."""
+    """The log of each step without the speeds."""
     history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
     return [{key: value for key, value in entry.items() if "_per_second" not in key} for entry in history]
 
@@ -170,7 +170,7 @@ def test_evaluation_data_that_would_never_be_looked_at_are_an_error(monkeypatch,
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Losses of each step and weights at the end, to 1e-5."""
+    """Compares the losses of each step and the final weights, to 1e-5."""
     expected, got = logs(one / "checkpoint-4"), logs(other / "checkpoint-4")
     for key in set(expected[0]) & {"loss", "language_loss", "distillation_loss", "learning_rate"}:
         assert [entry[key] for entry in got] == pytest.approx([entry[key] for entry in expected], abs=1e-5)
@@ -190,14 +190,14 @@ BATCH_OF_ONE, BATCH_OF_TWO = (["--per_device_train_batch_size", size] for size i
 
 @pytest.fixture(scope="module")
 def one_process(folder, tmp_path_factory) -> Path:
-    """What one process gives, with distillation."""
+    """The output folder of a run in one process, with distillation."""
     output = tmp_path_factory.mktemp("one") / "process"
     run(folder, "stage3", output, *STEPS, *BATCH_OF_ONE, "--distillation_teacher", folder / "teacher")
     return output
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_and_either_goes_on_from_the_others_checkpoint(folder, tmp_path, one_process):
+def test_two_processes_train_as_one_and_resume_each_others_checkpoint(folder, tmp_path, one_process):
     options = [*STEPS, "--distillation_teacher", folder / "teacher"]
     two, to_one, to_two = tmp_path / "two", tmp_path / "to_one", tmp_path / "to_two"
     run(folder, "stage3", two, *options, *BATCH_OF_TWO, strategy="ddp")
@@ -217,7 +217,7 @@ FSDP2_ON_CPU = pytest.mark.skipif(
 @FSDP2_ON_CPU
 @pytest.mark.slow
 def test_fsdp2_trains_as_one_process(folder, tmp_path, one_process):
-    """And goes on from its own checkpoint: after its first the run is cut short, and started again."""
+    """It also resumes: the run is stopped after its first checkpoint and started again."""
     options = [*STEPS, *BATCH_OF_TWO, "--distillation_teacher", folder / "teacher"]
     run(folder, "stage3", tmp_path, *options, strategy="fsdp2")
     assert (tmp_path / "checkpoint-2" / "pytorch_model_fsdp.bin").is_file()
@@ -230,7 +230,7 @@ def test_fsdp2_trains_as_one_process(folder, tmp_path, one_process):
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.slow
 def test_deepspeed_trains_as_one_process(folder, tmp_path, stage):
-    """The losses of four steps, and what is loaded from what was saved."""
+    """The losses of four steps are equal, and so is the saved model."""
     pytest.importorskip("deepspeed")
     run(folder, "stage3", tmp_path / "one", *STEPS, *BATCH_OF_ONE)
     run(folder, "stage3", tmp_path / "two", *STEPS, *BATCH_OF_TWO, strategy=f"deepspeed_zero{stage}")
@@ -280,8 +280,8 @@ def test_qlora_runs_by_its_recipe(monkeypatch, folder, tmp_path, device):
 
 @pytest.mark.slow
 def test_eight_clips_are_learned_to_the_letter(tmp_path):
-    """From nothing: each clip's answer tells its brightness and which way its bar moves, which a single frame does not
-    show; greedy decoding then gives every answer exactly."""
+    """A model trained from scratch generates every answer exactly. An answer names the brightness of the clip and the
+    direction of its bar, which a single frame does not show."""
     processor = new_processor()
     rows = []
     for brightness, level in {"dark": 60, "grey": 120, "light": 190, "white": 255}.items():

@@ -50,7 +50,7 @@ def nothing_deprecated():
 
 
 def is_ours(frame) -> bool:
-    """Whether what called the package that warns is a file of this repository."""
+    """Whether a file of this repository called the package that warns."""
     warns = None
     while frame is not None:
         file = frame.f_code.co_filename

@@ -139,7 +139,7 @@ def pull():
 
 
 def refused():
-    """The errors that one gets who may not, has not or did not say."""
+    """The errors without permission, without trust, without PyAV and without code."""
     attempts = {
         "private": lambda: AutoConfig.from_pretrained("ann/secret"),
         "not trusted": lambda: AutoConfig.from_pretrained("ann/panda", trust_remote_code=False),

@@ -83,7 +83,7 @@ class LoopbackHub:
         return {**inherited, **own, **({} if token is None else {"HF_TOKEN": token})}
 
     def fail(self, method: str, path: str, after: int = 0, status: int = 403) -> None:
-        """From now on refuses requests whose path the pattern is found in, but for the first `after` of them."""
+        """Refuses requests whose path contains the pattern, after the first `after` of them."""
         self.failures.append([method, path, after, status])
 
     def files(self, repo_id: str, revision: str = "main", kind: str = "models") -> dict[str, bytes]:

@@ -54,14 +54,14 @@ VOCAB_SIZE = len(tiny_tokenizer())
 
 
 def reference_llm(dtype=torch.float32, **changes) -> LlamaForCausalLM:
-    """The made-up Llama, as it is before it knows of videos."""
+    """The synthetic Llama before video training."""
     torch.manual_seed(0)
     config = LlamaConfig(**{**LLAMA, "vocab_size": VOCAB_SIZE, **changes})
     return LlamaForCausalLM._from_config(config, dtype=dtype).eval()
 
 
 def reference_tensors(dtype=torch.float32) -> dict[str, torch.Tensor]:
-    """A whole checkpoint under the reference's names, with all that it holds twice, for training, or for nothing."""
+    """A whole checkpoint with the reference's names, including copies, training-only and unused tensors."""
     tensors = {key: value for key, value in golden()[0].items() if key.startswith("model.")}
     for key in list(tensors):
         copy = key.replace("video_tower", "vision_tower").replace("video_projector", "mm_projector")
@@ -75,7 +75,7 @@ def reference_tensors(dtype=torch.float32) -> dict[str, torch.Tensor]:
 
 
 def eve_tensors() -> dict[str, torch.Tensor]:
-    """What an EVE-7B checkpoint has: no time, no fusion, the older names, and its own teacher."""
+    """The tensors of an EVE-7B checkpoint: no temporal layers, no fusion, the older names, its own teacher."""
     of_time = ("lmhra1", "lmhra2", "dpe", "dec.", "temporal_cls_token", "balance", "vision_tower.proj.")
     tensors = {
         key: value

@@ -132,7 +132,7 @@ def batch_norm(norm: nn.BatchNorm1d, clips: torch.Tensor) -> torch.Tensor:
 
 
 def textbook_lste(lste, normed: torch.Tensor) -> torch.Tensor:
-    """C3(C2(C1(x))) as the 3D convolutions they are."""
+    """C3(C2(C1(x))) with 3D convolutions."""
     hidden = F.conv3d(normed[None], lste.reduce.weight[:, :, None, None, None], lste.reduce.bias)
     kernel = lste.mix.weight[..., None]  # (channels, 1, 3, 1, 1)
     hidden = F.conv3d(hidden, kernel, lste.mix.bias, padding=(1, 0, 0), groups=len(kernel))

@@ -40,8 +40,8 @@ def read_number(picture: np.ndarray) -> int | None:
 
 @contextmanager
 def ordinary_priority():
-    """Undoes what the SVT-AV1 encoder does where it runs as root: it gives the calling thread, and all that it starts
-    later, the highest real-time priority, which starves every other process of the machine."""
+    """Resets the thread's priority. As root, the SVT-AV1 encoder gives the calling thread, and all that it starts, the
+    highest real-time priority, which starves all other processes."""
     yield
     if hasattr(os, "sched_setscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

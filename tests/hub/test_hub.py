@@ -168,7 +168,7 @@ def test_a_card_that_someone_wrote_is_not_touched(pushed):
 # video-panda push
 
 
-def test_an_upload_that_fails_in_the_middle_shows_nothing_and_can_be_repeated(hub, shared, tmp_path):
+def test_a_failed_upload_shows_nothing_and_can_be_repeated(hub, shared, tmp_path):
     checkpoint(tmp_path, max_shard_size="1MB")
     shards = {file.name for file in tmp_path.glob("*.safetensors")}
     hub.large_files.clear()

@@ -74,7 +74,7 @@ def test_the_order_of_frames_matters_inside_a_clip():
 
 
 @torch.no_grad()
-def test_the_first_token_of_every_frame_is_its_context_and_rows_end_with_one_and_the_same():
+def test_a_frame_begins_with_its_context_and_all_rows_end_with_one_token():
     model, batch = tiny_model(), tiny_batch([[(4, 4, 6)]])
     outputs = model.model.vision_tower(batch["pixel_values_videos"], batch["video_grid_thw"])
     tokens = outputs.pooler_output[0].view(4, 1 + 2 * (3 + 1), 24)

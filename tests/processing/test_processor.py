@@ -128,7 +128,7 @@ def test_images_and_audio_are_refused_rather_than_dropped(chatml):
         chatml(text="a", images=Image.new("RGB", (28, 28)))
 
 
-def test_a_tokenizer_without_the_two_tokens_is_an_error_that_says_what_to_do(chatml):
+def test_a_tokenizer_without_the_two_tokens_is_a_helpful_error(chatml):
     with pytest.raises(ValueError, match=r"no <video>: .*from_text_pretrained"):
         VideoPandaProcessor(chatml.video_processor, chatml_tokenizer())
     with pytest.raises(ValueError, match="no <video>"):

@@ -98,7 +98,7 @@ def test_a_file_is_sampled_by_its_own_rate(small, video_file):
     assert frame_numbers(small(str(video_file), do_sample_frames=False)) == list(range(20))
 
 
-def test_arrays_and_frame_lists_are_sampled_evenly_unless_their_rate_is_known(small):
+def test_arrays_and_frame_lists_without_a_rate_are_sampled_evenly(small):
     video = numbered(20)
     evenly = [0, 2, 5, 8, 10, 13, 16, 19]
     assert frame_numbers(small(video)) == evenly

@@ -122,7 +122,7 @@ def test_the_end_token_is_learned_even_where_it_is_the_padding_token(folder):
     assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
 
 
-def test_the_end_token_is_learned_where_the_template_has_it_behind_the_answers(processor, folder):
+def test_the_end_token_is_learned_if_the_template_ends_answers_with_it(processor, folder):
     rows = [good(folder), row("what", "a", "why", "wind")]
     expected = VideoPandaDataCollator(processor)(rows)["labels"]
     for end in ("</s>", " </s>"):

@@ -209,7 +209,7 @@ def test_mixed_precision_learns_like_full_precision(tmp_path, teacher_folder):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_makes_stab_keep_less_than_half_for_the_same_gradients(reentrant):
+def test_gradient_checkpointing_halves_the_memory_of_stab(reentrant):
     """Batch norm's statistics are the same too: it sees each batch once. So is what dropout drops."""
     example = {name: value[None] if value.dim() == 1 else value for name, value in make_examples()[0].items()}
     results = []
@@ -245,7 +245,7 @@ def losses_of(trainer) -> list[tuple]:
     return [(e["step"], e["language_loss"], e["distillation_loss"]) for e in trainer.state.log_history if "loss" in e]
 
 
-def test_a_run_that_goes_on_from_a_checkpoint_has_the_losses_of_an_unbroken_one(tmp_path, teacher_folder):
+def test_a_resumed_run_has_the_losses_of_an_unbroken_one(tmp_path, teacher_folder):
     """Dropout, shuffling, schedule, optimizer and distillation head: all of them go on."""
     options = {
         "max_steps": 6,

@@ -1,4 +1,4 @@
-"""What ships with the package: a small model of moving shapes and clips for it. `examples/` has how they were made."""
+"""The small model and the clips that ship with the package. `examples/moving_shapes` creates them."""
 
 from pathlib import Path
 

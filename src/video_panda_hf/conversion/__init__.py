@@ -1,4 +1,4 @@
-"""A checkpoint of the reference release → a folder that `from_pretrained` loads. `video-panda-convert` runs it."""
+"""Converts a checkpoint of the reference release for `from_pretrained`. The command is `video-panda-convert`."""
 
 from .convert import ConversionError, convert_checkpoint, main
 

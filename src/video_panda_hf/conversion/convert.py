@@ -1,7 +1,7 @@
-"""Reference checkpoints → folders that `from_pretrained` loads: `video-panda-convert SOURCE TARGET`.
+"""Converts reference checkpoints for `from_pretrained`: `video-panda-convert SOURCE TARGET`.
 
-A checkpoint of the reference release, or EVE-7B's (where training starts), becomes model and processor in one folder.
-Every tensor is accounted for, or nothing is written.
+The source is a checkpoint of the reference release or EVE-7B, where training starts. The result is one folder with
+model and processor. If a tensor is unknown or missing, nothing is written.
 """
 
 import argparse
@@ -57,9 +57,9 @@ from .rules import DISTILLATION_HEAD, DROP, NOT_IN_EVE, canonical_key, find_rule
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-CANVAS_PATCHES = 32  # side of the canvas of all released models
+CANVAS_PATCHES = 32  # side of the canvas in all released models
 
-UNFINISHED = ".unfinished"  # how the folder's name ends until all is written
+UNFINISHED = ".unfinished"  # suffix of the temporary folder
 
 PATCH_EMBEDDING = "model.video_tower.patch_embedding.weight"
 EMBEDDINGS = "model.embed_tokens.weight"
@@ -79,30 +79,38 @@ def convert_checkpoint(
     """
     Converts a reference checkpoint into a folder with model and processor, for `from_pretrained`.
 
-    `<video>` and `<row>` become the next two tokens. Their rows of the embeddings and of the LM head are the mean of
-    all others, so that the scores of other tokens are those of the reference. What EVE-7B lacks of STAB gets its
-    initial values, the same in every run. Teachers are left out, and so is the distillation head unless asked for.
+    `<video>` and `<row>` become the next two token ids. Their rows of the embeddings and of the LM head are the mean
+    of the other rows; the logits of all other tokens stay those of the reference. Parts of STAB that EVE-7B lacks get
+    initial values, the same in every run. Teachers are left out. So is the distillation head, by default.
 
-    The folder appears at once, when all is written, so that no half of it can ever be loaded. What a killed conversion
-    leaves is a hidden folder beside it, which the next one names. A checkpoint of any size needs the same few hundred
-    megabytes of memory.
+    The target folder appears only when everything is written. A killed conversion leaves a hidden folder beside it;
+    the next conversion logs its name. Any checkpoint needs only a few hundred megabytes of memory.
 
     Args:
-        source: folder of the reference checkpoint: `config.json` and safetensors or `pytorch_model*.bin`.
-        target: folder to write. It must not exist or be empty.
-        tokenizer: the LLM's tokenizer, its folder or Hub id. Defaults to the one in `source`.
-        dtype: type of the weights, "float32", "float16" or "bfloat16". Defaults to what they have.
-        max_shard_size: largest file of weights, in bytes or like "5GB".
-        image_size: side of the canvas in pixels. Defaults to `image_size` in the config, or else 32 patches.
-        keep_distillation_head: also write `distillation_head.safetensors`, for training to go on from it.
-        quiet: no progress bar.
+        source (`str` or `Path`):
+            Folder of the reference checkpoint: `config.json` and safetensors or `pytorch_model*.bin`.
+        target (`str` or `Path`):
+            Folder to write. It must be empty or not exist.
+        tokenizer (`str`, `Path` or `PreTrainedTokenizerBase`, *optional*):
+            The LLM's tokenizer, its folder or Hub id. Defaults to the one in `source`.
+        dtype (`str` or `torch.dtype`, *optional*):
+            Dtype of the weights: `"float32"`, `"float16"` or `"bfloat16"`. Defaults to that of the source.
+        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`):
+            Maximum size of a weights file, in bytes or like `"5GB"`.
+        image_size (`int`, *optional*):
+            Side of the canvas, in pixels. Defaults to `image_size` in the config, or else 32 patches.
+        keep_distillation_head (`bool`, *optional*, defaults to `False`):
+            Whether to write `distillation_head.safetensors` too, to continue training with it.
+        quiet (`bool`, *optional*, defaults to `False`):
+            Whether to hide the progress bar.
 
     Returns:
-        The target folder.
+        `Path`: the target folder.
 
     Raises:
-        ConversionError: a `ValueError` that names the file, key or setting that is wrong. Nothing is written then.
-        OSError: if the folder cannot be written. Nothing is left of it.
+        ConversionError: If the source or a setting is wrong. The message names the file, key or setting. Nothing is
+            written.
+        OSError: If the folder cannot be written. Nothing of it is left.
     """
     source, target = Path(source), Path(target).resolve()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
@@ -146,7 +154,7 @@ def convert_checkpoint(
 
 
 def check_room(target: Path, num_bytes: int):
-    """Raises where the disk has less room than the weights take. Warns of what a killed conversion has left there."""
+    """Raises if the disk has too little room for the weights. Warns about folders that killed conversions left."""
     for left in target.parent.glob(f".{glob.escape(target.name)}.*{UNFINISHED}"):
         logger.warning("%s is of a conversion that was killed, or still runs: delete it if it does not.", left)
     folder = next(folder for folder in target.parents if folder.exists())
@@ -174,10 +182,10 @@ def read_reference_config(source: Path) -> dict:
 
 def sort_tensors(stored: dict[str, StoredTensor], tied: bool) -> dict[str, list[StoredTensor]]:
     """
-    The tensors to convert, by canonical key: all that the checkpoint has of each.
+    The tensors to convert by their canonical key, each with all its copies in the checkpoint.
 
     Raises:
-        ConversionError: for a key that no rule names, for the lack of a patch embedding.
+        ConversionError: for a key without a rule, or if there is no patch embedding.
     """
     copies = defaultdict(list)
     for key, tensor in stored.items():
@@ -222,7 +230,7 @@ def build_processor(
             f"The tokenizer has {len(tokenizer)} tokens, more than the model's {flat_config['vocab_size']}: "
             "it belongs to another model."
         )
-    # As the reference reads and pads text. Llama's tokenizer does not tell whether a prompt begins with BOS.
+    # The reference starts prompts with BOS and pads with UNK. The files of Llama's tokenizer may not contain that.
     if tokenizer.bos_token is not None and tokenizer("").input_ids != [tokenizer.bos_token_id]:
         tokenizer.add_bos_token = True
     if tokenizer.pad_token is None:
@@ -245,8 +253,8 @@ def load_tokenizer(folder_or_id: str | Path) -> PreTrainedTokenizerBase:
         )
     try:
         if folder.is_dir() and not (folder / "tokenizer.json").is_file():
-            return LlamaTokenizer.from_pretrained(folder)  # a lone `tokenizer.model` does not say whose it is
-        # `transformers` does not know the checkpoint's own config.
+            return LlamaTokenizer.from_pretrained(folder)  # AutoTokenizer cannot tell the class from `tokenizer.model`
+        # transformers does not know the model type in the checkpoint's config.
         return AutoTokenizer.from_pretrained(folder_or_id, config=LlamaConfig())
     except Exception as error:  # transformers raises almost anything here
         raise ConversionError(f"No tokenizer can be loaded from {folder_or_id}: {error}") from error
@@ -255,7 +263,7 @@ def load_tokenizer(folder_or_id: str | Path) -> PreTrainedTokenizerBase:
 def build_config(
     flat_config: dict, vision_config: VideoPandaVisionConfig, processor: VideoPandaProcessor, dtype: torch.dtype
 ) -> VideoPandaConfig:
-    """The nested config: what a Llama's config knows of the flat one, with room for the two tokens."""
+    """The nested config: the Llama settings of the flat one, with room for the two tokens in the vocabulary."""
     known = {field.name for field in dataclasses.fields(LlamaConfig)} | {"rope_theta", "rope_scaling"}
     known -= {"architectures", "dtype"}
     text_config = {name: value for name, value in flat_config.items() if name in known and value is not None}
@@ -276,7 +284,7 @@ def build_config(
 def build_generation_config(
     source: Path, config: VideoPandaConfig, processor: VideoPandaProcessor
 ) -> GenerationConfig:
-    """Which tokens begin, end and pad an answer: as the checkpoint says, or else its config, or else the tokenizer."""
+    """BOS, EOS and padding token ids: from the checkpoint's generation config, else its config, else the tokenizer."""
     file = source / "generation_config.json"
     sources = (read_json(file) if file.is_file() else {}, config.text_config.to_dict())
     ids = {}
@@ -290,10 +298,10 @@ def plan_tensors(
     copies: dict[str, list[StoredTensor]], config: VideoPandaConfig, vocab_size: int, dtype: torch.dtype | None
 ) -> list[OutputTensor]:
     """
-    What to write: every tensor of the model, and where its values come from. `vocab_size` is the reference's.
+    All tensors of the model, with the source of their values. `vocab_size` is the reference's.
 
     Raises:
-        ConversionError: for a missing key, a key that has no place in the model, a wrong shape, copies that differ.
+        ConversionError: for a missing or unknown key, a wrong shape, or copies that differ.
     """
     with torch.device("meta"):
         expected = VideoPandaForConditionalGeneration(config).state_dict()
@@ -321,12 +329,12 @@ def plan_distillation_head(
     stored: dict[str, StoredTensor], config: VideoPandaConfig, dtype: torch.dtype | None
 ) -> list[OutputTensor]:
     """
-    The tensors of the distillation head, whose names need no change.
+    The tensors of the distillation head. Their names stay as they are.
 
     Raises:
-        ConversionError: if the checkpoint has none, or not one that fits its LLM.
+        ConversionError: if the checkpoint has no head, or one that does not fit its LLM.
     """
-    from video_panda_hf.training import VideoPandaDistillationHead  # not above: 100 MB of what a Trainer needs
+    from video_panda_hf.training import VideoPandaDistillationHead  # imported late: it takes 100 MB of memory
 
     head = {}
     for key, tensor in stored.items():
@@ -350,7 +358,7 @@ def plan_distillation_head(
 
 
 def check_complete(copies: dict, expected: dict, config: VideoPandaConfig) -> dict[str, torch.Tensor]:
-    """Raises for missing keys. The initial values for what EVE lacks, if this is one; else an empty dictionary."""
+    """Raises for missing keys. Returns initial values for the tensors that EVE lacks, if this is EVE."""
     missing = required_keys(expected) - set(copies)
     not_in_eve = {key for key in required_keys(expected) if NOT_IN_EVE.fullmatch(key)}
     is_eve = missing >= not_in_eve and not any("video_tower" in tensor.key for ts in copies.values() for tensor in ts)
@@ -372,7 +380,7 @@ def check_complete(copies: dict, expected: dict, config: VideoPandaConfig) -> di
 
 
 def check_shapes(key: str, stored: StoredTensor, expected: dict[str, torch.Tensor], vocab_size: int):
-    """Raises unless the model has a place, of the right shape, for everything in the tensor."""
+    """Raises unless every part of the tensor fits a tensor of the model."""
     for name, part in parts_of(key, stored).items():
         if name not in expected:
             raise ConversionError(f"{stored} is unknown: the model that config.json describes has no such tensor.")
@@ -389,7 +397,7 @@ def check_shapes(key: str, stored: StoredTensor, expected: dict[str, torch.Tenso
 
 
 def parts_of(key: str, stored: StoredTensor) -> dict[str, torch.Tensor]:
-    """The tensors of the model that are in a stored one, without values. Raises where its shape is not the rule's."""
+    """The model's tensors that a stored one contains, on `meta`. Raises if its shape does not fit the rule."""
     try:
         return find_rule(key)(torch.empty(stored.shape, dtype=stored.dtype, device="meta"))
     except ValueError as error:
@@ -408,7 +416,7 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def chunks_of(key: str, stored: StoredTensor, name: str, rows: int) -> Iterator[torch.Tensor]:
-    """The values of one part of a stored tensor. Embeddings that lack some of `rows` get their mean for them."""
+    """The values of one part of a stored tensor. Embeddings with fewer than `rows` rows are filled with their mean."""
     rule = find_rule(key)
     count, total = 0, 0.0
     for chunk in stored.chunks(lambda tensor: rule(tensor)[name]):
@@ -420,7 +428,16 @@ def chunks_of(key: str, stored: StoredTensor, name: str, rows: int) -> Iterator[
 
 
 def main(arguments: list[str] | None = None):
-    """The command `video-panda-convert`."""
+    """
+    Runs the command `video-panda-convert`.
+
+    Args:
+        arguments (`list[str]`, *optional*):
+            Arguments of the command. Defaults to those of the process.
+
+    Raises:
+        SystemExit: If the conversion or the upload fails, with the message.
+    """
     parser = argparse.ArgumentParser(
         prog="video-panda-convert",
         description="Convert a checkpoint of the reference release (or EVE-7B, where training starts) into a folder "
@@ -463,7 +480,7 @@ def main(arguments: list[str] | None = None):
 
 @contextmanager
 def cleaning_up_when_terminated():
-    """A scheduler's or `docker stop`'s SIGTERM leaves no more behind than Ctrl-C."""
+    """Cleans up after SIGTERM (from a scheduler or `docker stop`) as after Ctrl-C."""
     former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
@@ -472,7 +489,7 @@ def cleaning_up_when_terminated():
 
 
 def push(target: Path, repo_id: str, private: bool) -> str:
-    """Uploads the converted folder and returns its URL. Exits, with how to try again, where the Hub refuses."""
+    """Uploads the converted folder and returns its URL. On failure, exits with the command to try again."""
     from video_panda_hf.hub import push_folder
 
     try:

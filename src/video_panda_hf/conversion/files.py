@@ -1,7 +1,6 @@
-"""The files of a checkpoint: read without loading them, whatever their format; written as safetensors, bit by bit.
+"""Reads the weights of a checkpoint in any format, and writes safetensors.
 
-Memory does not grow with the checkpoint: tensors are mapped from their files, and read, converted and written one
-chunk after the other.
+Memory does not grow with the checkpoint: tensors are memory-mapped, and read, converted and written chunk by chunk.
 """
 
 import json
@@ -17,9 +16,9 @@ import torch
 
 
 CHUNK_ELEMENTS = 2**18
-MAPPED_BYTES = 2**26  # read from a file before it is mapped anew
+MAPPED_BYTES = 2**26  # to read from a file before it is mapped again
 
-# What a safetensors header calls the types of tensors that a checkpoint may have.
+# Names in a safetensors header of the dtypes that a checkpoint may have.
 SAFETENSORS_DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -30,18 +29,18 @@ SAFETENSORS_DTYPES = {
 
 
 class ConversionError(ValueError):
-    """A checkpoint that cannot be converted. The message names the file or the tensor; the target is untouched."""
+    """A checkpoint cannot be converted. The message names the file or the tensor. The target is untouched."""
 
 
 class Reader:
-    """Keeps the file that was read last mapped. Now and then maps it anew, which gives the pages read back."""
+    """Keeps the last file mapped. Maps it again from time to time, which frees the pages that were read."""
 
     def __init__(self):
         self.file, self.tensors, self.bytes_read = None, {}, 0
 
     def read(self, file: Path, key: str) -> torch.Tensor:
         if file != self.file or self.bytes_read > MAPPED_BYTES:
-            self.tensors = {}  # before the next are mapped
+            self.tensors = {}  # unmap before mapping the next file
             self.file, self.tensors, self.bytes_read = file, read_tensors(file), 0
         return self.tensors[key]
 
@@ -57,7 +56,7 @@ class StoredTensor:
     reader: Reader
 
     def chunks(self, view: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor) -> Iterator[torch.Tensor]:
-        """`view` of the tensor, some rows at a time, as (rows, everything else)."""
+        """Yields `view` of the tensor as chunks (rows, remaining axes flattened)."""
         start, rows = 0, 1
         while start < rows:
             tensor = view(self.reader.read(self.file, self.key))
@@ -77,7 +76,7 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
     All tensors of the checkpoint in a folder, by key: safetensors or `pytorch_model*.bin`, with or without an index.
 
     Raises:
-        ConversionError: for no, missing, damaged or unsafe files, a key that is there twice, an index that is wrong.
+        ConversionError: for missing, damaged or unsafe files, a key in two files, or a wrong index.
     """
     files, places = find_files(folder)
     stored, reader = {}, Reader()
@@ -94,7 +93,7 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def find_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The files with weights, and the name of the file that each key is in according to the index, if there is one."""
+    """The weights files, and the index's mapping from key to file name, if there is an index."""
     for index_name, pattern in (
         ("model.safetensors.index.json", "model*.safetensors"),
         ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
@@ -116,10 +115,10 @@ def find_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
 
 
 def check_inside(file: Path):
-    """Raises for a link that leads out of the checkpoint's folder, or, in the Hub's cache, out of the cache."""
+    """Raises for a link that leads out of the checkpoint's folder (in the Hub's cache: out of the cache)."""
     home, resolved = file.parent.resolve(), file.resolve()
     if home.parent.name == "snapshots" and home.parents[1].name.startswith("models--"):
-        home = home.parents[2]  # of <cache>/models--…/snapshots/<commit>, whose files are links to blobs
+        home = home.parents[2]  # the cache: files in <cache>/models--…/snapshots/<commit> are links to blobs
     if not resolved.is_relative_to(home):
         raise ConversionError(
             f"{file} is a link that leads out of its folder, to {resolved}: put the file itself there."
@@ -127,7 +126,7 @@ def check_inside(file: Path):
 
 
 def read_index(file: Path) -> dict[str, str]:
-    """The `weight_map` of an index. Only names of files beside it are accepted, so that it can lead nowhere else."""
+    """The `weight_map` of an index. Raises for names that are not files in the same folder."""
     places = read_json(file).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise ConversionError(f"{file.name} is no index: it has no `weight_map` from keys to names of files.")
@@ -138,7 +137,7 @@ def read_index(file: Path) -> dict[str, str]:
 
 
 def missing_shards(names: list[str]) -> list[str]:
-    """What `…-00001-of-00003.bin` says there must be and is not."""
+    """The missing shards of a set like `…-00001-of-00003.bin`."""
     expected = set()
     for name in names:
         if match := re.fullmatch(r"(.*-)(\d{5})-of-(\d{5})(\..*)", name):
@@ -159,11 +158,11 @@ def read_json(file: Path) -> dict:
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     """
-    The tensors of a file, mapped into memory: their bytes are read when they are used.
+    The memory-mapped tensors of a file. Their bytes are read on use.
 
     Raises:
-        ConversionError: if the file is damaged, or a pickle of anything but a flat dictionary of tensors. Nothing
-            that such a pickle asks to call is called.
+        ConversionError: if the file is damaged, or a pickle of anything but a flat dictionary of tensors. No code in
+            such a pickle is run.
     """
     try:
         if file.suffix == ".safetensors":
@@ -171,12 +170,12 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
         else:
             tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        # torch's own message advises to load the file without this protection.
+        # torch's message recommends to load the file without this protection.
         raise ConversionError(
             f"{file.name} is refused: it is damaged, or a pickle of more than tensors, which may hold code. "
             "Nothing of it was run."
         ) from error
-    except Exception as error:  # whatever it is that a damaged file leads its reader to
+    except Exception as error:  # damaged files raise many kinds of errors
         reason = str(error).strip().splitlines()[:1]
         raise ConversionError(f"{file.name} is damaged or no weights file: {' '.join(reason)}") from error
     if not isinstance(tensors, dict):
@@ -194,7 +193,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """A tensor to write; `chunks()` yields its values in order."""
+    """A tensor to write. `chunks()` yields its values in order."""
 
     name: str
     shape: tuple[int, ...]
@@ -208,7 +207,7 @@ class OutputTensor:
 
 def write_tensors(folder: Path, tensors: list[OutputTensor], max_shard_size: int, written: Callable[[], None]):
     """
-    Writes `model.safetensors`, or shards of at most `max_shard_size` bytes (or one tensor) with their index.
+    Writes `model.safetensors`, or shards with an index. A shard has at most `max_shard_size` bytes or one tensor.
 
     `written` is called after every tensor.
     """
@@ -232,8 +231,8 @@ def write_tensors(folder: Path, tensors: list[OutputTensor], max_shard_size: int
 
 
 def write_safetensors(file: Path, tensors: list[OutputTensor], written: Callable[[], None]):
-    """One file in the safetensors format: the length of the header, the header, the bytes of the tensors."""
-    tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)  # each then starts at a multiple of its items
+    """Writes one file in the safetensors format: length of the header, header, bytes of the tensors."""
+    tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)  # so that every tensor is aligned
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for tensor in tensors:
         start, end = end, end + tensor.num_bytes

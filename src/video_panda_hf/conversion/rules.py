@@ -1,7 +1,8 @@
-"""Where every tensor of a reference checkpoint goes: one rule per kind of key, and nothing that no rule names.
+"""One rule per kind of key of a reference checkpoint. A key without a rule is an error.
 
-The reference release keeps STAB under `video_tower` and the projector under `video_projector`, and once more under
-`vision_tower` and `mm_projector`. EVE-7B, where training starts, has only the latter, for what it shares with STAB.
+The reference release stores STAB as `video_tower` and the projector as `video_projector`, and copies of both as
+`vision_tower` and `mm_projector`. EVE-7B, where training starts, has only the latter two, with the layers that it
+shares with STAB.
 """
 
 import re
@@ -10,14 +11,14 @@ from collections.abc import Callable, Iterable
 import torch
 
 
-DROP = None  # a key that is known and not needed
+DROP = None  # rule of a known key that is not needed
 
 TOWER = "model.vision_tower."
 PROJECTOR = "model.multi_modal_projector."
 
 
 def plain(target: str) -> Callable:
-    """The tensor as it is, under another name."""
+    """Only renames the tensor."""
     return lambda tensor: {target: tensor}
 
 
@@ -27,12 +28,12 @@ def row(target: str) -> Callable:
 
 
 def patch(target: str) -> Callable:
-    """A convolution (D, channels, p, p) whose kernel covers its input, as the linear map it is: (D, channels · p²)."""
+    """A patch embedding convolution (D, channels, p, p) as a linear map (D, channels · p²)."""
     return lambda tensor: {target: tensor.flatten(1)}
 
 
 def pointwise(target: str) -> Callable:
-    """A 1×1×1 convolution as the linear map it is: (out, in)."""
+    """A 1×1×1 convolution as a linear map (out, in)."""
     return lambda tensor: {target: without_axes(tensor, 5, (2, 3, 4))}
 
 
@@ -42,7 +43,7 @@ def temporal(target: str) -> Callable:
 
 
 def key_value(target: str) -> Callable:
-    """Keys and values stacked on the first axis."""
+    """Splits keys and values that are stacked on the first axis."""
 
     def split(tensor):
         key, value = parts(tensor, 2)
@@ -60,7 +61,7 @@ def query_key_value_weight(target: str) -> Callable:
 
 
 def query_key_value_bias(target: str) -> Callable:
-    """The keys' bias shifts all scores of a query alike: softmax takes it out again, so it has no place to go."""
+    """Drops the keys' bias: it adds the same to all scores of a query, so the softmax cancels it."""
 
     def split(tensor):
         query, _, value = parts(tensor, 3)
@@ -81,7 +82,7 @@ def parts(tensor: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
     return tensor.chunk(count)
 
 
-# Keys of STAB after `video_tower.` → what becomes of them.
+# Keys of STAB after `video_tower.` → their rules.
 STAB_RULES = {
     "patch_embedding.weight": patch(TOWER + "patch_embedding.weight"),
     **{
@@ -151,30 +152,32 @@ STAB_AND_PROJECTOR_RULES = {
     **{f"model.video_projector.{name}": rule for name, rule in PROJECTOR_RULES.items()},
 }
 
-# The language model and what is dropped, as (pattern of the whole key, what becomes of it).
+# Patterns of whole keys: the language model, and what is dropped.
 LANGUAGE_MODEL = re.compile(r"model\.((?:embed_tokens|layers|norm)\..+)")
 ROTARY_BUFFER = re.compile(r"model\.layers\.\d+\..*rotary_emb\.inv_freq|model\.rotary_emb\.inv_freq")
 TEACHER = re.compile(
     r"model\.(?:video_teacher|vision_teacher)\..+"
     r"|model\.(?:video_tower_compressor|vision_tower_compressor)\..*teacher_layer.*"
-    r"|model\.vision_(?=.*clip).+"  # EVE's: `vision_clip`, and what of it hangs in `vision_tower_compressor`
+    r"|model\.vision_(?=.*clip).+"  # EVE's `vision_clip`, and its parts in `vision_tower_compressor`
 )
 DISTILLATION_HEAD = re.compile(
     r"model\.(?:video_tower_compressor|vision_tower_compressor)\."
     r"(norm_layer\.\d+\.[01]\.(?:weight|bias)|(?:input_layer|output_layer)\.(?:weight|bias))"
 )
 
-# What EVE-7B has no counterpart of: everything in time, and the fusion.
+# Keys without a counterpart in EVE-7B: all temporal layers, and the fusion.
 NOT_IN_EVE = re.compile(r"model\.video_tower\.(?:(?:lmhra1|dpe|dec|proj)\..+|temporal_cls_token|balance)")
 
 
 def find_rule(key: str) -> Callable | None:
     """
-    The rule for a key of a reference checkpoint: a function from its tensor to `{name in this model: tensor}`, whose
-    tensors are views, or `DROP`. The function raises `ValueError` for a tensor of another form.
+    The rule for a key of a reference checkpoint, or `DROP`.
+
+    A rule is a function from the tensor to `{name in this model: view of the tensor}`. It raises `ValueError` for a
+    tensor of a wrong shape.
 
     Raises:
-        KeyError: if no rule names the key.
+        KeyError: if there is no rule for the key.
     """
     if any(pattern.fullmatch(key) for pattern in (ROTARY_BUFFER, TEACHER, DISTILLATION_HEAD)):
         return DROP
@@ -186,13 +189,13 @@ def find_rule(key: str) -> Callable | None:
 
 
 def canonical_key(key: str) -> str:
-    """The one name of a tensor that the release keeps under two: `video_tower` for `vision_tower`, and so on."""
+    """One name for a tensor that the release stores twice: `video_tower` for `vision_tower`, and so on."""
     key = re.sub(r"^model\.vision_tower\.", "model.video_tower.", key)
     return re.sub(r"^model\.mm_projector\.", "model.video_projector.", key)
 
 
 def required_keys(names: Iterable[str]) -> set[str]:
-    """The canonical keys that a checkpoint must have to fill the model whose tensors have these names."""
+    """The canonical keys that a checkpoint needs for a model with tensors of these names."""
     text = {re.sub(r"^model\.language_model\.", "model.", name) for name in names if "language_model." in name}
     head = {name for name in names if name == "lm_head.weight"}
     return text | head | {key for key, rule in STAB_AND_PROJECTOR_RULES.items() if rule is not DROP}

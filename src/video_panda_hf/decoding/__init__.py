@@ -1,7 +1,7 @@
-"""Frames of video files by their number, exactly, by seeking and within limits; and pictures.
+"""Decodes chosen frames of video files exactly, by seeking, within limits. Also decodes pictures.
 
-`decode_video` is the function to use. Below it, `sources` opens what a user hands over, `readers` chooses a way
-through the file, `index` numbers its frames, `groups` decodes stretches of it, `pixels` makes RGB of them.
+Start at `decode_video`. `sources` opens the input, `readers` chooses how to read it, `index` numbers its frames,
+`groups` decodes ranges of packets, `pixels` converts frames to RGB.
 """
 
 from .errors import (

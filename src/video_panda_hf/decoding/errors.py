@@ -1,4 +1,4 @@
-"""What can go wrong when a video is decoded, and how much work a video may cost."""
+"""Errors of decoding, and limits on the work that a video may cause."""
 
 import math
 import threading
@@ -13,15 +13,15 @@ from av import error as av_error
 
 
 class VideoDecodeError(ValueError):
-    """A video could not be decoded. Base of the family; the message names the video, what was found and what to do."""
+    """A video could not be decoded. Base of all errors here. The message names the video, the cause and the remedy."""
 
 
 class VideoNotFoundError(VideoDecodeError, FileNotFoundError):
-    """There is no file at the given path (also a `FileNotFoundError`, so either can be caught)."""
+    """There is no file at the given path. It is also a `FileNotFoundError`."""
 
 
 class VideoUnreadableError(VideoDecodeError):
-    """The source cannot be read: a directory, a pipe, no permission, a failing file object."""
+    """The source cannot be read: a directory, a pipe, a file without permission, a failing file object."""
 
 
 class VideoNetworkError(VideoDecodeError):
@@ -29,60 +29,72 @@ class VideoNetworkError(VideoDecodeError):
 
 
 class NotAVideoError(VideoDecodeError):
-    """The bytes are empty, of no known video format, or hold no video stream."""
+    """The file is empty, in no known video format, or without a video stream."""
 
 
 class UnsupportedCodecError(VideoDecodeError):
-    """The video is coded in a way that the installed FFmpeg cannot decode."""
+    """The installed FFmpeg cannot decode the video's codec."""
 
 
 class CorruptVideoError(VideoDecodeError):
-    """The video is truncated or damaged. `strict=False` returns what can be had."""
+    """The video is truncated or damaged. `strict=False` decodes what is left."""
 
 
 class VideoLimitError(VideoDecodeError):
-    """The video asks for more than `DecodeLimits` allows."""
+    """The video exceeds one of the `DecodeLimits`."""
 
 
 class VideoDecodeWarning(UserWarning):
-    """Something was wrong with a video that was decoded with `strict=False`."""
+    """A video that was decoded with `strict=False` is damaged."""
 
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """How much one call of `decode_video` may cost. `None` lifts a limit.
+    """
+    Limits on one call of `decode_video`. `None` lifts a limit.
 
-    The defaults let 8K films through and stop a decompression bomb before memory is gone.
+    The defaults accept 8K films and stop a decompression bomb before it fills the memory.
+
+    Args:
+        max_side (`int`, *optional*, defaults to 8192):
+            Longest side of a frame, in pixels.
+        max_pixels (`int`, *optional*, defaults to 8192 · 4320):
+            Pixels of a frame.
+        max_duration (`float`, *optional*, defaults to 86400.0):
+            Duration of the video, in seconds.
+        max_frames (`int`, *optional*, defaults to 100000):
+            Frames that one call may ask for, repetitions included.
+        max_output_bytes (`int`, *optional*, defaults to 4 GiB):
+            Size of the returned frames, in bytes.
+        max_source_bytes (`int`, *optional*, defaults to 64 GiB):
+            Size of the file, in bytes.
+        max_url_bytes (`int`, *optional*, defaults to 2 GiB):
+            Size of a file behind a URL, and of what is fetched of it, in bytes.
+        max_seconds (`float`, *optional*, defaults to 600.0):
+            Time to work on the video, in seconds. It is checked between packets and while waiting for a server.
+        url_timeout (`float`, *optional*, defaults to 20.0):
+            Wait for the headers of a server's answer, and for each further piece of it, in seconds.
     """
 
     max_side: int | None = 8192
-    """Longest side of a picture, in pixels."""
     max_pixels: int | None = 8192 * 4320
-    """Most pixels in one picture."""
     max_duration: float | None = 24 * 3600.0
-    """Longest video, in seconds."""
     max_frames: int | None = 100_000
-    """Most frames one call may ask for, repetitions counted."""
     max_output_bytes: int | None = 4 * 2**30
-    """Largest array of frames to return, in bytes."""
     max_source_bytes: int | None = 64 * 2**30
-    """Largest file, in bytes."""
     max_url_bytes: int | None = 2 * 2**30
-    """Largest file behind a URL, in bytes."""
     max_seconds: float | None = 600.0
-    """Longest time to work on one video, in seconds, looked at between packets and while a server is waited for."""
     url_timeout: float = 20.0
-    """Longest wait for the headers of a server's answer, and for each further piece of it, in seconds."""
 
 
-# How to have what can be had of a damaged video, in messages.
+# In messages: how to decode what is left of a damaged video.
 LENIENT = "`strict=False` (to a processor: `strict_decoding=False`)"
 
 
 class Budget:
-    """The time, and the bytes from the net, that reading one video may still take.
+    """The time and the downloaded bytes that one video may still use.
 
-    `damage` is what was found wrong with the file around the pictures; only if not `strict` does reading go on then.
+    `damage` describes damage of the container. After damage, reading goes on only if not `strict`.
     """
 
     def __init__(self, video: str, limits: DecodeLimits, strict: bool = True):
@@ -92,7 +104,7 @@ class Budget:
         self.fetched = 0
 
     def spend(self, fetched: int = 0) -> None:
-        """Notes that `fetched` bytes came from a server; to be called between packets too.
+        """Adds `fetched` bytes that came from a server. Call it between packets too, to check the time.
 
         Raises:
             VideoLimitError: if the time or the bytes are used up.
@@ -125,7 +137,7 @@ def check_picture_size(video: str, height: int, width: int, limits: DecodeLimits
 
 @contextmanager
 def errors_of(video: str):
-    """Translates what PyAV and the operating system raise inside into the `VideoDecodeError` family."""
+    """Translates errors of PyAV and the operating system into subclasses of `VideoDecodeError`."""
     try:
         yield
     except VideoDecodeError:

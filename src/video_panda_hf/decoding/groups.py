@@ -1,4 +1,4 @@
-"""Decodes stretches of a video stream: from a key frame to the last frame that is wanted of those after it."""
+"""Decodes runs of packets: from a key frame to the last wanted frame after it."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -15,15 +15,15 @@ from .index import FrameIndex
 from .sources import demux
 
 
-MAX_THREADS = 8  # more gain little, and each holds a frame
-WORTH_A_SEEK = 8  # packets to be skipped for a seek to be cheaper than decoding on
-# With frame threads these decoders keep references over a flush, and a seek is one. What is decoded next may refer to
-# pictures from elsewhere, or to none at all, which ends the process.
+MAX_THREADS = 8  # more threads gain little, and each holds a frame
+WORTH_A_SEEK = 8  # packets: to skip more than this, a seek is cheaper than decoding on
+# With frame threads, these decoders keep reference frames when they are flushed, as by a seek. The next frame may then
+# use a wrong reference, or a missing one, which crashes the process.
 _NOT_TO_BE_FLUSHED = {"vp9"}
 
 
 def decoding_threads() -> int:
-    """How many threads may decode one video; a DataLoader worker has one."""
+    """Number of threads to decode one video; 1 in a DataLoader worker."""
     return min(torch.get_num_threads(), MAX_THREADS)
 
 
@@ -33,7 +33,7 @@ def prepare_decoder(
     """Sets up and opens the decoder of `stream`.
 
     Raises:
-        CorruptVideoError: if the decoder cannot begin with what the file's header says of the coding.
+        CorruptVideoError: if the decoder rejects the codec parameters in the file's header.
     """
     codec = stream.codec_context
     _open_codec(codec, "SLICE" if codec.name in _NOT_TO_BE_FLUSHED else "AUTO", threads, container, budget, strict)
@@ -43,12 +43,12 @@ def _open_codec(
     codec: av.CodecContext, thread_type: str, threads: int, container: InputContainer, budget: Budget, strict: bool
 ) -> None:
     codec.thread_type, codec.thread_count = thread_type, threads
-    if strict and container.format.name != "mpegts":  # a broadcast is cut anywhere, which is no damage
-        codec.options["err_detect"] = "explode"  # otherwise FFmpeg paints over damage without a word
+    if strict and container.format.name != "mpegts":  # a recorded broadcast starts anywhere; that is not damage
+        codec.options["err_detect"] = "explode"  # otherwise FFmpeg conceals damage silently
     if budget.limits.max_pixels is not None:
         codec.options["max_pixels"] = str(budget.limits.max_pixels)
     try:
-        codec.open()  # here, because after a failure PyAV 19 forgets the codec
+        codec.open()  # explicitly: PyAV 19 drops the codec after a failure
     except av.error.InvalidDataError as error:
         raise CorruptVideoError(
             f"{budget.video}: what its header says of the coding is damaged. Replace or repair the file."
@@ -56,7 +56,7 @@ def _open_codec(
 
 
 class PacketDecoder:
-    """Feeds the packets of one stream to its decoder; `damage` tells what was wrong with the first bad one."""
+    """Feeds the packets of one stream to its decoder. `damage` describes the last bad packet, if any."""
 
     def __init__(self, stream: VideoStream, budget: Budget, strict: bool):
         self.stream, self.budget, self.strict = stream, budget, strict
@@ -64,7 +64,7 @@ class PacketDecoder:
         self.damage: str | None = None
 
     def feed(self, packet: av.Packet | None) -> list[av.VideoFrame]:
-        """What comes out of the decoder when `packet` goes in; `None` drains it.
+        """Decodes a packet and returns the frames that come out; `None` drains the decoder.
 
         Raises:
             CorruptVideoError: if `strict` and the packet cannot be decoded.
@@ -87,7 +87,7 @@ class PacketDecoder:
 
 @dataclass
 class Run:
-    """A stretch to decode: from group `start` to packet `last`. Damage before group `own_start` does no harm."""
+    """Packets to decode: from group `start` to packet `last`. Damage before group `own_start` is ignored."""
 
     start: int
     own_start: int
@@ -99,11 +99,11 @@ class Run:
 class GroupDecoder(PacketDecoder):
     """Decodes chosen frames of one opened container by seeking.
 
-    Several may share an index, each with a container of its own, if `runs` is called on one of them only.
+    Several decoders, each with its own container, may share an index if `runs` is called on only one of them.
 
     Attributes:
-        new_codecs: whether a long run may have a new decoder, where that allows frame threads. Its frames do not carry
-            the display matrix of the container.
+        new_codecs: whether a long run may use a new decoder if only that allows frame threads. Its frames lack the
+            container's display matrix.
     """
 
     new_codecs: bool = False
@@ -115,11 +115,11 @@ class GroupDecoder(PacketDecoder):
         self.container, self.index = container, index
 
     def decode(self, numbers: Iterable[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yields (number, frame) of these in any order, as far as they can be decoded."""
+        """Yields (number, frame) of these numbers in any order, as far as they can be decoded."""
         missing = set(numbers)
-        damage = None  # only the message: a kept error would keep the decoder alive
-        # Some key frames need a start further back: one that refers to what came before (open GOP) fails the strict
-        # checks of FFmpeg, one that begins a gradual refresh is whole only some frames later.
+        damage = None  # only the message: a stored error would keep the decoder alive
+        # Some key frames need an earlier start. One that refers to frames before it (open GOP) fails FFmpeg's strict
+        # checks. One that begins a gradual refresh is complete only some frames later.
         for groups_back in (0, 1, len(self.index.keys)):
             for run in self.runs(sorted(missing), groups_back):
                 try:
@@ -134,7 +134,7 @@ class GroupDecoder(PacketDecoder):
             raise CorruptVideoError(damage)
 
     def runs(self, numbers: Iterable[int], groups_back: int = 0) -> Iterator[Run]:
-        """The stretches to decode for these ascending numbers, each from `groups_back` groups before its own start."""
+        """The runs for these ascending numbers. Each starts `groups_back` groups before its first frame's group."""
         run = None
         for number in numbers:
             self._read_times(self.index.group(number))
@@ -153,16 +153,17 @@ class GroupDecoder(PacketDecoder):
             yield run
 
     def decode_run(self, run: Run) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yields (number, frame) of what the run is for, each once, as far as it can be decoded.
+        """Yields (number, frame) of the run's wanted frames, each once, as far as they can be decoded.
 
         Raises:
-            CorruptVideoError: if `strict` and a packet that matters is damaged."""
+            CorruptVideoError: if `strict` and a packet from group `own_start` on is damaged.
+        """
         first, harmless = (self.index.keys[group] for group in (run.start, run.own_start))
         key_time, wanted = self.index.pts[first], dict(run.wanted)
         self.codec = self._codec_for(run.last - first)
         packets = zip(range(first, run.last + 1), self._from(run.start), strict=False)
         for place, packet in itertools.chain(packets, [(run.last + 1, None)]):
-            if packet is not None and packet.pts < key_time:  # refers to what is not decoded
+            if packet is not None and packet.pts < key_time:  # may refer to frames that are not decoded
                 continue
             try:
                 frames = self._feed_for(wanted, packet)
@@ -185,7 +186,7 @@ class GroupDecoder(PacketDecoder):
         return codec
 
     def _feed_for(self, wanted: dict[int, int], packet: av.Packet | None) -> list[av.VideoFrame]:
-        """`feed`, but frames that are neither wanted nor referred to by others are not decoded."""
+        """`feed`, but skips frames that are neither wanted nor references of others."""
         skip = "DEFAULT" if packet is None or packet.pts in wanted else "NONREF"
         if self.codec.skip_frame != skip:
             self.codec.skip_frame = skip
@@ -202,7 +203,7 @@ class GroupDecoder(PacketDecoder):
         key, by_pts = self.index.keys[group], self.index.is_read(group)
         key_time = (self.index.pts if by_pts else self.index.dts)[key]
         for target in (self._seek_time(group), self._seek_time(max(0, group - 1)), self.index.dts[0]):
-            with suppress(av.FFmpegError):  # the next target may do; if none does, the frames are found missing
+            with suppress(av.FFmpegError):  # try the next target; if all fail, the frames count as missing
                 self.container.seek(int(target), stream=self.stream)
             packets = demux(self.container, self.stream, self.budget)
             for packet in packets:
@@ -211,11 +212,11 @@ class GroupDecoder(PacketDecoder):
                     yield packet
                     yield from packets
                     return
-                if packet.is_keyframe and time is not None and time > key_time:  # landed too late
+                if packet.is_keyframe and time is not None and time > key_time:  # the seek went too far
                     break
 
     def _seek_time(self, group: int) -> int:
-        """The time that, given to the demuxer, should lead to the key packet of `group`."""
+        """The time to seek to for the key packet of `group`."""
         pts, dts, key = self.index.pts, self.index.dts, self.index.keys[group]
         if self.container.format.name == "mpegts":
             return dts[key]

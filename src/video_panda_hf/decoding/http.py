@@ -1,4 +1,4 @@
-"""A video on a web server as a file object that fetches only what is read."""
+"""A video on a web server as a file object. It fetches only the bytes that are read."""
 
 import functools
 import http.client
@@ -12,19 +12,19 @@ import urllib.request
 from .errors import Budget, VideoDecodeError, VideoNetworkError, check_limit
 
 
-_WORTH_A_REQUEST = 2**20  # bytes to be skipped for a new request to be cheaper than reading on
+_WORTH_A_REQUEST = 2**20  # bytes: to skip this many or more, a new request is cheaper than reading on
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)", re.IGNORECASE)
 
 
 class HttpFile(io.RawIOBase):
-    """A file behind an http(s) URL, read by ranges. A server that sends no ranges is read into memory as a whole.
+    """A file behind an http(s) URL, read by ranges. If the server has no ranges, the whole file is read into memory.
 
-    `failure` is what went wrong, if anything did. Every later read raises it again. Look at it in the end: FFmpeg may
-    take a failed read for the end of the file.
+    `failure` is the first error, if any. Every later read raises it again. Check it at the end: FFmpeg may treat a
+    failed read as the end of the file.
 
     Raises:
         VideoNetworkError: if the server refuses, is too slow, closes the connection early, or the URL is not http(s).
-        VideoLimitError: if the file, or what is read of it, is larger than `DecodeLimits.max_url_bytes`.
+        VideoLimitError: if the file, or the number of bytes read, exceeds `DecodeLimits.max_url_bytes`.
     """
 
     def __init__(self, url: str, budget: Budget):
@@ -38,7 +38,7 @@ class HttpFile(io.RawIOBase):
             self.size = self._size_of_range()
             self._check_size()
         else:
-            declared = response.length  # None where the server does not tell
+            declared = response.length  # None without a Content-Length
             self.size = declared or 0
             self._check_size()
             self.whole = io.BytesIO(self._read_all())
@@ -90,7 +90,7 @@ class HttpFile(io.RawIOBase):
         super().close()
 
     def _size_of_range(self) -> int:
-        """The size of the whole file, told by an answer that begins at `position`."""
+        """The size of the whole file, from an answer whose range begins at `position`."""
         assert self.response is not None
         found = _CONTENT_RANGE.fullmatch(self.response.headers.get("Content-Range", ""))
         if found is None or int(found[1]) != self.position:
@@ -109,7 +109,7 @@ class HttpFile(io.RawIOBase):
         try:
             data = self.response.read1(size)
         except (OSError, http.client.HTTPException) as error:
-            self.budget.spend()  # whose error http.client may have replaced
+            self.budget.spend()  # raises VideoLimitError, which http.client may have replaced
             raise self._error(error) from error
         self.position += len(data)
         self.budget.spend(len(data))
@@ -149,7 +149,7 @@ class HttpFile(io.RawIOBase):
 
 
 class _TimedReader(io.RawIOBase):
-    """What a socket receives; a limit of time holds for every read, whoever asks for it and however few bytes come."""
+    """Reads from a socket. The time limits hold for every single read, even of a few bytes."""
 
     def __init__(self, sock: socket.socket, budget: Budget):
         self.socket, self.budget = sock, budget
@@ -205,12 +205,12 @@ class _TimedHandler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
 
 def _patience(budget: Budget) -> float:
-    """Seconds to wait for what a server sends next; never 0, which a socket takes for "do not wait at all"."""
+    """Seconds to wait for the server's next bytes. Never 0: that makes a socket non-blocking."""
     return max(0.001, min(budget.limits.url_timeout, budget.seconds_left()))
 
 
 def _opener(budget: Budget) -> urllib.request.OpenerDirector:
-    """Like urllib's own, but within `budget` and without ftp, file and data, to which a server could redirect."""
+    """urllib's opener within `budget`, and without ftp, file and data URLs: a server could redirect to them."""
     opener = urllib.request.OpenerDirector()
     opener.add_handler(_TimedHandler(budget))
     for handler in (

@@ -1,4 +1,4 @@
-"""Which frames a video has, when each is shown, and where decoding must start to get it."""
+"""The frames of a video: their times, and where decoding must start for each."""
 
 import re
 from array import array
@@ -13,31 +13,31 @@ from .errors import Budget
 from .sources import demux
 
 
-# Containers in which every packet carries the presentation time of the one frame it holds.
+# Containers in which every packet holds one frame and its presentation time.
 _TIMED_CONTAINERS = {"mov", "matroska", "mpegts", "flv", "asf", "ivf", "gif", "nut", "ogg"}
-# Codecs that code each field of an interlaced picture in a packet of its own, if the encoder likes.
+# Codecs that may put each field of an interlaced frame into its own packet.
 _FIELD_CODECS = {"h264", "hevc", "vc1"}
-# Codecs whose packets the demuxer may call key frames by what the container says alone, not by what is in them.
+# Codecs for which the demuxer trusts the container's key frame flags and does not check the packets.
 _UNCHECKED_CODECS = {"hevc", "mpeg1video", "mpeg2video", "mpeg4", "h263"}
-_NOT_CODED_VOP = 8  # bytes; a smaller MPEG-4 packet says "nothing here" (vop_coded = 0) and gives no frame
-DEFAULT_RATE = 25  # frames per second where a file tells nothing
+_NOT_CODED_VOP = 8  # bytes; a smaller MPEG-4 packet is empty (vop_coded = 0) and gives no frame
+DEFAULT_RATE = 25  # frames per second, if the file has no rate
 _PROGRESSIVE = (0, 1)  # AVFieldOrder unknown and progressive
 _UNKNOWN, _NEVER = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 
 @dataclass
 class FrameIndex:
-    """P packets of a video stream in the order of decoding, G groups of them, N frames that they show.
+    """The P packets of a video stream in decoding order, in G groups, with N presented frames.
 
-    A group is a key packet and all packets up to the next. Whatever was decoded before a group is shown before it, so
-    the frames of a group have consecutive numbers.
+    A group is a key packet and all packets before the next key packet. All frames of earlier groups are presented
+    before it, so the frames of a group have consecutive numbers. All times are in ticks of the stream's time base.
 
-    * `pts`, `dts` (P,): the packets' presentation and decoding times, in ticks of the stream's time base like all
-      times here. The presentation times of an mp4 file are `_UNKNOWN` until the packets of their group are read.
-    * `shown` (P,) bool: whether the packet's frame is presented (an edit list can cut it off).
-    * `keys` (G,): each group's first packet.
-    * `first_numbers` (G + 1,): the number of each group's first frame; the last entry is N.
-    * `duration`: from the first frame's start to the last frame's end.
+    * `pts`, `dts` (P,): presentation and decoding time of each packet. For an mp4 file, the presentation times of a
+      group are `_UNKNOWN` until its packets are read.
+    * `shown` (P,) bool: whether the packet's frame is presented. An edit list can cut it off.
+    * `keys` (G,): first packet of each group.
+    * `first_numbers` (G + 1,): number of each group's first frame; the last entry is N.
+    * `duration`: from the start of the first frame to the end of the last one.
     """
 
     pts: np.ndarray
@@ -58,7 +58,7 @@ class FrameIndex:
 
     @property
     def times(self) -> np.ndarray | None:
-        """(N,) when each frame is shown, counted from the first; `None` while there are groups that were not read."""
+        """(N,) presentation times from the first frame on; `None` if a group is not read yet."""
         times = np.sort(self.pts[self.shown])
         return times - times[0] if times[0] != _UNKNOWN else None
 
@@ -75,14 +75,14 @@ class FrameIndex:
         return self.pts[self.keys[group]] != _UNKNOWN
 
     def set_times(self, group: int, times: list[int]) -> None:
-        """Tells the presentation times of a group's packets; too few if the file ends within the group."""
+        """Sets the presentation times of a group's packets: fewer than packets if the file ends within the group."""
         packets = self.packets_of(group)
         self.pts[packets] = times + [_NEVER] * (packets.stop - packets.start - len(times))
 
     def locate(self, number: int) -> tuple[int, int, int]:
-        """(group to start decoding at, packet, presentation time) of frame `number`, whose group must be read.
+        """(group to start decoding at, packet, presentation time) of frame `number`. Its group must be read.
 
-        A frame shown before the key frame that it follows in the file (open GOP) may refer to the group before.
+        In an open GOP, a frame that is presented before its key frame may refer to the previous group.
         """
         group = self.group(number)
         packets = self.packets_of(group)
@@ -94,9 +94,9 @@ class FrameIndex:
 
 
 def index_frames(container: InputContainer, stream: VideoStream, budget: Budget, all_times: bool) -> FrameIndex | None:
-    """The frames of a video, found without decoding; `None` if only decoding can tell.
+    """Finds the frames of a video without decoding. `None` if only decoding can find them.
 
-    An mp4 or mov file lists its packets in its header. In other files, or for `all_times`, every packet is read.
+    The header of an mp4 or mov file lists its packets. For other files, or with `all_times`, every packet is read.
     """
     if not _packets_tell_frames(container, stream):
         return None
@@ -105,9 +105,9 @@ def index_frames(container: InputContainer, stream: VideoStream, budget: Budget,
 
 
 def cut_off(container: InputContainer, stream: VideoStream, end: float) -> str | None:
-    """How a file whose packets were all read shows that more are missing, if it does.
+    """Describes how a file is truncated, or `None` if it is not. All its packets must have been read.
 
-    `end` is when its last frame ends, in seconds on the file's own clock.
+    `end` is the end of its last frame, in seconds on the file's clock.
     """
     if "mov" in container.format.name:
         listed, size = len(stream.index_entries), container.size
@@ -118,7 +118,7 @@ def cut_off(container: InputContainer, stream: VideoStream, end: float) -> str |
 
 
 def _declared_duration(container: InputContainer, stream: VideoStream) -> float:
-    """Seconds of video that the header speaks of, 0 if it does not."""
+    """Duration in the header, in seconds; 0 if it has none."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
     if written := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "")):  # Matroska
@@ -131,7 +131,7 @@ def _declared_duration(container: InputContainer, stream: VideoStream) -> float:
 
 def _packets_tell_frames(container: InputContainer, stream: VideoStream) -> bool:
     codec = stream.codec_context
-    field_order = getattr(codec, "field_order", _PROGRESSIVE[0])  # PyAV tells it since version 18
+    field_order = getattr(codec, "field_order", _PROGRESSIVE[0])  # PyAV has it since version 18
     if codec.name in _FIELD_CODECS and field_order not in _PROGRESSIVE:
         return False
     formats = set(container.format.name.split(","))
@@ -139,24 +139,24 @@ def _packets_tell_frames(container: InputContainer, stream: VideoStream) -> bool
 
 
 def _index_from_header(container: InputContainer, stream: VideoStream) -> FrameIndex | None:
-    """The index of an mp4 or mov file, which knows all but the presentation times."""
+    """The index of an mp4 or mov file, without presentation times. `None` if its header is not sufficient."""
     if "mov" not in container.format.name or not stream.frames or stream.codec_context.name == "mpeg4":
         return None
     dts, is_key, shown, size = array("q"), bytearray(), bytearray(), container.size
     for entry in stream.index_entries:
-        if not 0 < entry.size <= size - entry.pos:  # gives no packet
+        if not 0 < entry.size <= size - entry.pos:  # this entry gives no packet
             return None
         dts.append(entry.timestamp)
         is_key.append(entry.is_keyframe)
         shown.append(not entry.is_discard)
     dts, is_key, shown = np.array(dts), np.array(is_key, dtype=bool), np.array(shown, dtype=bool)
-    if is_key.all() and not stream.codec_context.codec.intra_only:  # as if its table of key frames were missing
+    if is_key.all() and not stream.codec_context.codec.intra_only:  # the table of key frames is probably missing
         return None
     if len(dts) < 2 or not is_key[0] or not shown.any() or (np.diff(dts) <= 0).any():
         return None
     listed = dts[-1] - dts[shown][0] + (dts[-1] - dts[-2])
     if not stream.duration or abs(stream.duration - listed) > max(0.05 * listed, 1 / stream.time_base):
-        return None  # more packets follow in fragments, or the header is not to be trusted
+        return None  # more packets follow in fragments, or the header is wrong
     return FrameIndex.of(np.full(len(dts), _UNKNOWN), dts, is_key, shown, stream.duration)
 
 
@@ -166,7 +166,7 @@ def _index_from_packets(container: InputContainer, stream: VideoStream, budget: 
     for packet in demux(container, stream, budget):
         if packet.pts is None or (is_mpeg4 and packet.size < _NOT_CODED_VOP):
             return None
-        if not is_key and not packet.is_keyframe:  # cut from a longer video: nothing to start decoding at
+        if not is_key and not packet.is_keyframe:  # cut from a longer video: these frames cannot be decoded
             continue
         pts.append(packet.pts)
         dts.append(packet.pts if packet.dts is None else packet.dts)
@@ -178,26 +178,26 @@ def _index_from_packets(container: InputContainer, stream: VideoStream, budget: 
         return None
     pts, dts = np.array(pts), np.array(dts)
     is_key, shown = np.array(is_key, dtype=bool), np.array(shown, dtype=bool)
-    shown &= pts >= pts[0]  # what is shown before the first key frame was cut off from what it refers to
+    shown &= pts >= pts[0]  # frames presented before the first key frame refer to frames that were cut off
     if not shown.any() or len(np.unique(pts[shown])) < shown.sum():
         return None
     if is_key.all() and stream.codec_context.name in _UNCHECKED_CODECS:
         is_key[1:] = False
     is_key &= _begins_a_group(pts, is_key)
     first, last = pts[shown].min(), pts[shown].max()
-    if end == last:  # the last packet does not tell how long it is shown
+    if end == last:  # the last packet has no duration
         rate = stream.average_rate or DEFAULT_RATE
         end += max(1, round((last - first) / (shown.sum() - 1) if last > first else 1 / (rate * stream.time_base)))
     return FrameIndex.of(pts, dts, is_key, shown, int(end - first))
 
 
 def _is_hidden(packet: av.Packet) -> bool:
-    """Whether a VP8 packet holds a frame that is only referred to, never shown (RFC 6386 9.1: bit 4 of byte 0)."""
+    """Whether a VP8 packet holds a reference frame that is never shown (RFC 6386 9.1: bit 4 of byte 0)."""
     return not memoryview(packet)[0] >> 4 & 1
 
 
 def _begins_a_group(pts: np.ndarray, is_key: np.ndarray) -> np.ndarray:
-    """(P,) bool: whether all packets from here on are shown after all packets before, leaving out the end of a run."""
+    """(P,) bool: whether this packet and all after it are presented after all packets before it."""
     latest_before = np.concatenate([[_UNKNOWN], np.maximum.accumulate(pts)[:-1]])
     earliest_after = np.minimum.accumulate(pts[::-1])[::-1]
     return latest_before < earliest_after

@@ -1,4 +1,4 @@
-"""Pictures: files of one frame that is no video's. Pillow reads them, which knows their orientation and depth."""
+"""Decodes pictures with Pillow, which handles their orientation and bit depth."""
 
 import re
 from typing import BinaryIO
@@ -19,17 +19,26 @@ from .readers import open_reader
 from .sources import Look, VideoSource, as_file, describe, look_at, open_source
 
 
-PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # as Pillow calls them
+PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's names
 PICTURE_START = re.compile(rb"BM|\xff\xd8\xff|\x89PNG|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL)
 
 
 def decode_picture(source: VideoSource, limits: DecodeLimits | None = None) -> np.ndarray:
     """
-    The picture that `source` holds, (1, height, width, 3) uint8 RGB, upright, without alpha.
+    Decodes a picture.
+
+    Args:
+        source (`str`, `os.PathLike`, `bytes`, `bytearray`, `memoryview` or `BinaryIO`):
+            See `decode_video`.
+        limits (`DecodeLimits`, *optional*):
+            Limits of size and time. Defaults to `DecodeLimits()`.
+
+    Returns:
+        `np.ndarray` of shape `(1, height, width, 3)`: uint8 RGB, upright, without alpha.
 
     Raises:
-        NotAVideoError: if it holds none, or one that moves.
-        VideoDecodeError: of another kind that tells what is wrong with the source.
+        NotAVideoError: If the source is not a picture, or an animated one.
+        VideoDecodeError: If the picture cannot be decoded. The subclass tells why.
     """
     budget = Budget(describe(source), limits or DecodeLimits())
     with open_source(source, budget) as readable, errors_of(budget.video):
@@ -41,17 +50,17 @@ def decode_picture(source: VideoSource, limits: DecodeLimits | None = None) -> n
 
 def read_picture(readable: str | BinaryIO, look: Look, budget: Budget, may_be_mjpeg: bool) -> np.ndarray | None:
     """
-    The picture in what `open_source` yields, (1, height, width, 3) uint8 RGB, upright, without alpha; `None` if there
-    is none. An animated picture is a video. So are several JPEGs in a row (raw MJPEG): `may_be_mjpeg` looks for more.
+    The picture in what `open_source` yields, (1, height, width, 3) uint8 RGB, upright, without alpha; `None` if it is
+    none. An animated picture is a video. So are several JPEGs in a row (raw MJPEG), checked if `may_be_mjpeg`.
     """
     if not PICTURE_START.match(look.head):
         return None
     with as_file(readable) as file:
         try:
             picture = Image.open(file, formats=PICTURE_FORMATS)
-        except (UnidentifiedImageError, Image.DecompressionBombError):  # the decoder says what these are
+        except (UnidentifiedImageError, Image.DecompressionBombError):  # the video decoder raises a better error
             return None
-        except ValueError as error:  # more text in it than Pillow takes
+        except ValueError as error:  # its text chunks exceed Pillow's limit
             raise CorruptVideoError(f"{budget.video}: cannot be read as a picture ({error}).") from error
         if picture.format in ("PNG", "WEBP") and getattr(picture, "is_animated", False):
             return None
@@ -69,7 +78,7 @@ def read_picture(readable: str | BinaryIO, look: Look, budget: Budget, may_be_mj
 
 
 def eight_bits(picture: Image.Image) -> np.ndarray:
-    if picture.mode.startswith("I"):  # 16 bits, which `convert` would clip
+    if picture.mode.startswith("I"):  # 16 bits: `convert` would clip
         picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
     return np.array(picture.convert("RGB"))
 

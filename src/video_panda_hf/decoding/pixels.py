@@ -1,4 +1,4 @@
-"""From a decoded frame to the picture that a player would show: upright, with square pixels, RGB."""
+"""Converts a decoded frame to what a player shows: RGB, upright, with square pixels."""
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -9,7 +9,7 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 
-# swscale's names of the colour matrices (SWS_CS_*), and which of them each AVColorSpace (ITU-T H.273, table 4) is.
+# swscale's numbers of the colour matrices (SWS_CS_*), and the one of each AVColorSpace (ITU-T H.273, table 4).
 _BT709, _FCC, _BT601, _SMPTE240M, _BT2020 = 1, 4, 5, 7, 9
 _MATRICES = {1: _BT709, 4: _FCC, 5: _BT601, 6: _BT601, 7: _SMPTE240M, 9: _BT2020, 10: _BT2020}
 
@@ -21,19 +21,19 @@ def _unnamed(cls: type[SideDataType], value: int) -> SideDataType:
 
 
 if not hasattr(SideDataType, "EXIF"):
-    # Before version 19 PyAV cannot tell any side data of a frame if it has no name for one of them, as for EXIF.
+    # Before version 19, PyAV cannot read a frame's side data if one entry has a type that it does not name, like EXIF.
     SideDataType._missing_ = classmethod(_unnamed)
 
 
 @dataclass
 class PictureConverter:
-    """Turns the frames of one video into RGB pictures of one size.
+    """Converts the frames of one video to RGB pictures of one size.
 
-    * The display matrix is applied where it is a multiple of 90° or a mirror.
-    * Pixels that are not square are widened or heightened (bicubic), never shrunk.
-    * The colour matrix is the one the file names; where it names none, BT.709 for high definition (≥ 720 lines, the
-      convention of players) and BT.601 below. More than 8 bits are rounded; HDR transfer curves are not tone-mapped.
-    * Transparency is dropped, and interlaced fields stay woven.
+    * The display matrix is applied if it is a rotation by a multiple of 90° or a mirror.
+    * Pixels that are not square are stretched (bicubic), never shrunk.
+    * The colour matrix is the file's. Without one it is, as in players, BT.709 from 720 lines and BT.601 below.
+    * More than 8 bits are rounded. HDR is not tone-mapped.
+    * Transparency is dropped. Interlaced fields stay interleaved.
     """
 
     height: int
@@ -52,7 +52,7 @@ class PictureConverter:
         return cls(height, width, Orientation.of(frame), VideoReformatter())
 
     def another(self) -> "PictureConverter":
-        """The same for another thread."""
+        """A copy for another thread."""
         return replace(self, reformatter=VideoReformatter())
 
     @property
@@ -78,7 +78,7 @@ class PictureConverter:
 
 @dataclass(frozen=True)
 class Orientation:
-    """How a stored picture becomes the upright one: transposed first, then mirrored."""
+    """How to turn a stored picture upright: transpose first, then mirror."""
 
     transposed: bool = False
     mirror_rows: bool = False
@@ -95,7 +95,7 @@ class Orientation:
             return cls(mirror_rows=d < 0, mirror_columns=a < 0)
         if a == d == 0 and b and c:
             return cls(transposed=True, mirror_rows=b < 0, mirror_columns=c < 0)
-        return cls()  # an oblique angle has no picture of whole pixels
+        return cls()  # other angles are ignored
 
     def apply(self, picture: np.ndarray) -> np.ndarray:
         if self.transposed:

@@ -1,4 +1,4 @@
-"""The ways to read frames from an opened video: by seeking, from start to end, or (WebP) with Pillow."""
+"""Readers of an opened video: by seeking, from start to end, or with Pillow (WebP)."""
 
 import itertools
 import warnings
@@ -29,15 +29,15 @@ from .pixels import PictureConverter
 from .sources import Look, demux, open_video, reopened
 
 
-WORTH_A_DECODER = 64  # frames to decode for another decoder to be worth its opening
-KEPT_BYTES = 128 * 2**20  # decoded frames to keep: of a linear pass, so as not to decode twice, or of several decoders
+WORTH_A_DECODER = 64  # frames to decode per further decoder: with fewer, opening it costs more than it saves
+KEPT_BYTES = 128 * 2**20  # of decoded frames in memory, for `LinearReader` or for parallel decoders
 
 
 @contextmanager
 def open_reader(readable: str | BinaryIO, look: Look, budget: Budget, all_times: bool) -> Iterator["FrameReader"]:
-    """Opens what `open_source` yields with the reader that fits it.
+    """Opens what `open_source` yields with a suitable reader.
 
-    `all_times` asks for a reader that knows when each frame is shown, which may take longer to open.
+    With `all_times`, the reader knows the time of each frame. It may take longer to open.
     """
     budget.damage = look.damage
     with ExitStack() as closing:
@@ -62,7 +62,7 @@ class FrameReader:
     Attributes:
         count: N, the number of frames.
         duration: seconds from the first frame's start to the last frame's end.
-        times: (N,) float64, seconds from the first frame at which each is shown; `None` if not known.
+        times: (N,) float64, presentation times in seconds from the first frame; `None` if unknown.
         size: (height, width) of the frames as returned.
     """
 
@@ -80,7 +80,7 @@ class FrameReader:
         self.size = height, width
 
     def _check_end(self, container: InputContainer, stream: VideoStream, end: float) -> None:
-        """Notes if the file ends before it should; `end` is when its last frame ends, on its own clock."""
+        """Checks whether the file is truncated. `end` is the end of its last frame, in seconds on the file's clock."""
         if missing := self.budget.damage or cut_off(container, stream, end):
             self.damage = missing
             if self.strict:
@@ -109,7 +109,7 @@ class FrameReader:
         return frames
 
     def _stand_in(self, frames: np.ndarray, places: dict, read: dict, missing: list[int]) -> None:
-        """Puts the nearest frame that was read in the place of each missing one."""
+        """Replaces each missing frame by the nearest one that was read."""
         found = (
             f"{self.video}: {len(missing)} of the {len(places)} frames asked for cannot be decoded, "
             f"first frame {missing[0]} of {self.count}"
@@ -127,7 +127,7 @@ class FrameReader:
 
 
 class SeekingReader(FrameReader):
-    """Decodes from the key frame before each wanted frame, and only so far; several such stretches at a time."""
+    """Decodes only from the key frame before each wanted frame up to it, several such runs in parallel."""
 
     def __init__(self, readable: str | BinaryIO, decoder: GroupDecoder):
         super().__init__(decoder.budget)
@@ -144,10 +144,10 @@ class SeekingReader(FrameReader):
         self.convert = PictureConverter.of(frame, self.stream.sample_aspect_ratio)
         self._set_size(*self.convert.size)
         self.first_picture = number, self.convert(frame)
-        self.decoder.new_codecs = True  # the display matrix is known from now on
+        self.decoder.new_codecs = True  # the display matrix is known now
 
     def _find_first_frame(self) -> tuple[int, av.VideoFrame]:
-        """(number, frame) of the first frame; if `strict` is off, of the first that is left."""
+        """(number, frame) of the first frame. If not `strict`, of the first that can be decoded."""
         for numbers in [0], range(0 if self.strict else self.count):
             for number, frame in self.decoder.decode(numbers):
                 return number, frame
@@ -163,12 +163,12 @@ class SeekingReader(FrameReader):
             for number, picture in self._decode_in_parallel(sorted(missing), count):
                 missing.remove(number)
                 yield number, picture
-        for number, frame in self.decoder.decode(missing):  # all of them, or what takes more than one attempt
+        for number, frame in self.decoder.decode(missing):  # all frames, or those of damaged runs
             yield number, self.convert(frame)
         self.damage = self.damage or self.decoder.damage
 
     def _decoders_worth_having(self, numbers: set[int]) -> int:
-        """How many decoders would shorten the work on these frames: each takes stretches of its own, and a thread."""
+        """Number of parallel decoders that pay off for these frames. Each decodes its own runs in its own thread."""
         if reopened(self.readable) is None:
             return 1
         stretches, frames, previous = 0, 0, -WORTH_A_SEEK - 1
@@ -180,12 +180,14 @@ class SeekingReader(FrameReader):
             frames += number - previous
             previous = number
         height, width = self.size
-        bytes_of_stretch = len(numbers) * height * width * 3 // max(1, stretches)  # held until it is done
+        bytes_of_stretch = len(numbers) * height * width * 3 // max(1, stretches)  # held until the run is decoded
         return min(decoding_threads(), stretches, frames // WORTH_A_DECODER, KEPT_BYTES // max(1, bytes_of_stretch))
 
     def _decode_in_parallel(self, numbers: list[int], count: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields (number, picture) of all but the damaged stretches, which are left to the decoder that is strict or
-        not: so what it makes of them does not depend on which thread came first."""
+        """Yields (number, picture) of all runs without damage.
+
+        The caller decodes damaged runs with `self.decoder`, so that the result does not depend on thread order.
+        """
         idle: SimpleQueue[GroupDecoder | None] = SimpleQueue()
 
         def pictures(run: Run) -> list[tuple[int, np.ndarray]]:
@@ -200,12 +202,12 @@ class SeekingReader(FrameReader):
                 idle.put(decoder)
 
         for _ in range(count):
-            idle.put(None)  # opened by the thread that needs it
+            idle.put(None)  # the first thread that takes it opens a decoder
         with ExitStack() as closing, ThreadPoolExecutor(count, thread_name_prefix="decode_video") as pool:
             try:
                 futures = _submit_all(pool, pictures, self.decoder.runs(numbers))
                 for done in as_completed(futures):
-                    futures.remove(done)  # so that its pictures can go
+                    futures.remove(done)  # frees its pictures
                     yield from done.result()
             finally:
                 pool.shutdown(cancel_futures=True)
@@ -221,9 +223,9 @@ class SeekingReader(FrameReader):
 
 
 class LinearReader(FrameReader):
-    """Decodes from start to end: once to count the frames and, if they are too many to keep, again to take some.
+    """Decodes from start to end, once to count the frames, and again to read them if they are too many to keep.
 
-    It opens the video anew each time: the search for an index may have read any part of it.
+    It opens the video again for each pass, because the search for an index may have moved the position.
     """
 
     def __init__(self, readable: str | BinaryIO, budget: Budget):
@@ -285,7 +287,7 @@ class LinearReader(FrameReader):
 
 
 class WebpReader(FrameReader):
-    """Reads WebP, moving or still, of which FFmpeg knows only the still kind."""
+    """Reads still and animated WebP with Pillow. FFmpeg reads only still ones."""
 
     def __init__(self, image: PIL.Image.Image, budget: Budget):
         super().__init__(budget)
@@ -312,7 +314,7 @@ class WebpReader(FrameReader):
 
 
 def _submit_all(pool: ThreadPoolExecutor, work: Callable, items: Iterable) -> set[Future]:
-    """`work` begun on the items, up to the first for which no thread can be had; the rest is left to the caller."""
+    """Submits `work` for the items, up to the first for which no thread can start. The caller must do the rest."""
     futures = set()
     for item in items:
         try:

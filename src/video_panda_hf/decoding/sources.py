@@ -1,4 +1,4 @@
-"""Opens a video from a path, a URL, bytes or a file object, and trusts none of them."""
+"""Opens an untrusted video: a path, a URL, bytes or a file object."""
 
 import base64
 import io
@@ -32,18 +32,18 @@ from .http import HttpFile
 
 VideoSource = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
 
-# FFmpeg also reads playlists, scripts and devices, which name other files and servers; a video needs none.
+# FFmpeg also reads playlists, scripts and devices, which can refer to other files and servers. They are left out.
 CONTAINER_FORMATS = (
     "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,rm,mxf,nut,ivf,gif,apng,webp,webp_anim,webp_pipe,"
     "h264,hevc,vvc,av1,obu,m4v,"
     "mpegvideo,mjpeg,mpjpeg,h263,h261,vc1,dv,dirac,avs,avs2,avs3,wtv,swf,yuv4mpegpipe,gxf,3dostr,roq,smk,bink,amv,"
     "png_pipe,jpeg_pipe,bmp_pipe,"
-    "wav,mp3,flac,aac"  # sound only, so that it is called by its name
+    "wav,mp3,flac,aac"  # sound only: the error can then name the format
 )
-_TS_SYNC_BYTES = (0, 188), (4, 192), (0, 204)  # MPEG-TS: where the first byte "G" of a packet stands, and how often
-_TAIL = 64  # bytes at the end of a file to look at; some writers pad
+_TS_SYNC_BYTES = (0, 188), (4, 192), (0, 204)  # MPEG-TS variants: (offset of the sync byte "G", packet length)
+_TAIL = 64  # bytes at the end of a file to check; some writers pad
 _READ_SIZE = 2**18  # bytes that one read of a Python file object asks for
-# Titles and tags that are not UTF-8 must not make a file unreadable. PyAV takes them by itself since version 19.
+# Accept titles and tags that are not UTF-8. PyAV does so by default since version 19.
 _METADATA_OPTIONS = {"metadata_errors": "surrogateescape"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
@@ -64,19 +64,19 @@ def is_url(source: VideoSource) -> TypeGuard[str]:
 
 
 def is_data_url(source: VideoSource) -> TypeGuard[str]:
-    """Whether it is "data:video/mp4;base64,…" (RFC 2397), as chat clients send files."""
+    """Whether it is a data URL, "data:video/mp4;base64,…" (RFC 2397). Chat clients send files this way."""
     return isinstance(source, str) and source.startswith("data:") and "," in source
 
 
 @contextmanager
 def open_source(source: VideoSource, budget: Budget) -> Iterator[str | BinaryIO]:
-    """Yields what `av.open` shall read: "file:PATH", or a seekable file object at its start.
+    """Yields the input of `av.open`: "file:PATH", or a seekable file object at its start.
 
-    A file object is read from its start whatever its position, which is put back afterwards.
+    A given file object is read from its start. Its position is restored afterwards.
 
     Raises:
-        VideoDecodeError: of the kind that names what is wrong with the source.
-        TypeError: if `source` is none of the kinds of `VideoSource`.
+        VideoDecodeError: if the source cannot be read. The subclass tells why.
+        TypeError: if `source` is not a `VideoSource`.
     """
     video, limits = budget.video, budget.limits
     if is_data_url(source):
@@ -92,7 +92,7 @@ def open_source(source: VideoSource, budget: Budget) -> Iterator[str | BinaryIO]
     elif isinstance(source, (str, os.PathLike)):
         with errors_of(video):
             _check_size(_file_size(source, video), video, limits)
-        yield f"file:{os.fspath(source)}"  # so that FFmpeg takes no part of the path for a protocol
+        yield f"file:{os.fspath(source)}"  # otherwise FFmpeg could read a part of the path as a protocol
     elif isinstance(source, (bytes, bytearray, memoryview)):
         _check_size(memoryview(source).nbytes, video, limits)
         with io.BytesIO(source) as file:
@@ -107,7 +107,7 @@ def open_source(source: VideoSource, budget: Budget) -> Iterator[str | BinaryIO]
 
 @contextmanager
 def as_file(readable: str | BinaryIO) -> Iterator[BinaryIO]:
-    """What `open_source` yields, not yet opened by `open_video`, as a file at its start."""
+    """Yields what `open_source` yields as a file object at its start. Use it before `open_video`."""
     if isinstance(readable, str):
         with open(readable.removeprefix("file:"), "rb") as file:
             yield file
@@ -119,11 +119,11 @@ def as_file(readable: str | BinaryIO) -> Iterator[BinaryIO]:
 
 @dataclass
 class Look:
-    """What the first and the last bytes of a source tell about it."""
+    """What the first and last bytes of a source show."""
 
     head: bytes
     damage: str | None
-    """How the last bytes show that more should follow, in formats whose headers tell nothing."""
+    """Describes a truncation that the last bytes show; only for formats whose headers do not show it."""
 
     @property
     def is_webp(self) -> bool:
@@ -131,7 +131,7 @@ class Look:
 
 
 def look_at(readable: str | BinaryIO) -> Look:
-    """Reads the start of what `open_source` yields and, where it matters, the end."""
+    """Reads the first bytes of what `open_source` yields and, for some formats, the last ones."""
     with as_file(readable) as file:
         head = file.read(3 * 204)
         return Look(head, _breaks_off(head, file))
@@ -148,7 +148,7 @@ def _breaks_off(head: bytes, file: BinaryIO) -> str | None:
 
 
 def reopened(readable: str | BinaryIO) -> str | BinaryIO | None:
-    """The same again, at its start, for another reader at the same time; `None` if there can be but one."""
+    """A second, independent handle to what `open_source` yields, at its start; `None` if there can be only one."""
     if isinstance(readable, str):
         return readable
     return io.BytesIO(readable.getvalue()) if isinstance(readable, io.BytesIO) else None
@@ -159,7 +159,7 @@ def open_video(readable: str | BinaryIO, budget: Budget) -> Iterator[tuple[Input
     """Opens what `open_source` yields, and yields its container and its first video stream.
 
     Raises:
-        VideoDecodeError: if it is not a video, or in a codec that FFmpeg has no decoder for.
+        VideoDecodeError: if it is not a video, or FFmpeg has no decoder for it.
     """
     options = {"format_whitelist": CONTAINER_FORMATS, "protocol_whitelist": "file"}
     if budget.limits.max_pixels is not None:
@@ -175,18 +175,18 @@ def open_video(readable: str | BinaryIO, budget: Budget) -> Iterator[tuple[Input
 
 
 def demux(container: InputContainer, stream: VideoStream, budget: Budget) -> Iterator[av.Packet]:
-    """The packets of `stream` that hold something, within `budget`.
+    """Yields the packets of `stream` that are not empty, within `budget`.
 
     Raises:
-        CorruptVideoError: if the container, not only a picture in it, is damaged. If `budget` is not strict, the
-            packets just end there.
+        CorruptVideoError: if the container is damaged, not only a frame in it. If `budget` is not strict, the packets
+            end there instead.
     """
     try:
         for packet in container.demux(stream):
             budget.spend()
             if packet.size:
                 yield packet
-    except IndexError:  # at the end PyAV looks up every stream of the file, and fails for one that appeared midway
+    except IndexError:  # at the end of the file, PyAV fails for a stream that appeared midway
         return
     except av.error.InvalidDataError as error:
         budget.damage = "its container is damaged"
@@ -198,7 +198,7 @@ def demux(container: InputContainer, stream: VideoStream, budget: Budget) -> Ite
 
 @contextmanager
 def _rewound(file: BinaryIO, video: str) -> Iterator[int]:
-    """Puts `file` to its start, yields its size in bytes, and puts it back to where it was."""
+    """Rewinds `file`, yields its size in bytes, and restores its position afterwards."""
     try:
         if not file.seekable():
             raise VideoUnreadableError(f"{video}: the file object cannot seek. Read it and pass the bytes.")
@@ -222,14 +222,14 @@ def _data_of(url: str, video: str, limits: DecodeLimits) -> bytes:
     _check_size(len(data) * 3 // 4, video, limits)
     try:
         return base64.b64decode(data, validate=True)
-    except ValueError as error:  # also for what is not ASCII
+    except ValueError as error:  # includes characters that are not ASCII
         raise VideoUnreadableError(f"{video}: is not valid base64 ({error}).") from error
 
 
 def _file_size(path: str | os.PathLike, video: str) -> int:
     try:
         status = os.stat(path)
-    except ValueError as error:  # a NUL in it
+    except ValueError as error:  # a NUL character in the path
         raise VideoNotFoundError(f"{video}: is not a path ({error}).") from error
     if stat.S_ISDIR(status.st_mode):
         raise VideoUnreadableError(f"{video}: is a directory. Pass the path of one video file.")
@@ -245,7 +245,7 @@ def _check_size(size: int, video: str, limits: DecodeLimits) -> None:
 
 
 def _video_stream(video: str, container: InputContainer) -> VideoStream:
-    """The first video stream that is not a cover picture; all others are left undecoded and unread."""
+    """The first video stream that is not a cover picture. All other streams are discarded."""
     found = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not found:
         kinds = ", ".join(stream.type for stream in container.streams) or "no stream at all"

@@ -1,8 +1,8 @@
-"""Frames of a video file by their number: exact, by seeking, within limits.
+"""`decode_video`: chosen frames of a video file, exactly, by seeking, within limits.
 
-`decode_video` is the one function to use. It lists the packets of the file (without decoding them), which gives every
-frame its number and time; asks the caller which frames are wanted; and decodes only the stretches from the key frame
-before a wanted frame to that frame. Containers that store no presentation times are decoded from start to end instead.
+It lists the packets of the file without decoding them. This gives every frame its number and time. The caller then
+chooses frames. Decoding runs only from the key frame before a chosen frame to that frame. Containers without
+presentation times are decoded from start to end instead.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,26 +28,36 @@ def decode_video(
     limits: DecodeLimits | None = None,
     strict: bool = True,
 ) -> tuple[np.ndarray, VideoMetadata]:
-    """Decodes frames of a video.
+    """
+    Decodes chosen frames of a video.
 
     Args:
-        source: a path, an http(s) or base64 data URL, the bytes of a file, or a seekable binary file object.
-        sample_indices_fn: called once with the metadata (all but `frames_indices` filled); returns the numbers of the
-            wanted frames, counted from 0 in the order of presentation, in any order and with repetitions. `None`: all.
-        start, end: a window in seconds from the first frame. Only frames presented in [start, end) are counted, as if
-            the file were cut there.
-        limits: what the video may cost (default `DecodeLimits()`).
-        strict: raise if the video is damaged. If `False`, a frame that cannot be decoded is replaced by the nearest
-            one that can, and a `VideoDecodeWarning` tells.
+        source (`str`, `os.PathLike`, `bytes`, `bytearray`, `memoryview` or `BinaryIO`):
+            A path, an http(s) or base64 data URL, the bytes of a file, or a seekable binary file object.
+        sample_indices_fn (`Callable[[VideoMetadata], Sequence[int]]`, *optional*):
+            Called once with the metadata, complete except for `frames_indices`. Returns the numbers of the wanted
+            frames, from 0 in presentation order, in any order, with repetitions if wanted. Defaults to all frames.
+        start, end (`float`, *optional*):
+            A window in seconds from the first frame. Only frames presented in [start, end) are decoded and numbered,
+            as if the file were cut there.
+        limits (`DecodeLimits`, *optional*):
+            Limits of time, memory and size. Defaults to `DecodeLimits()`.
+        strict (`bool`, *optional*, defaults to `True`):
+            Whether to raise an error if the video is damaged. `False` replaces a frame that cannot be decoded by the
+            nearest one and issues a `VideoDecodeWarning`.
 
     Returns:
-        frames: (T, height, width, 3) uint8 RGB, upright and with square pixels (see `PictureConverter`).
-        metadata: `total_num_frames` and `duration` (seconds) of the window, `fps` (average), `height` and `width` of
-            the frames, `frames_indices` as wanted, `video_backend` "pyav".
+        `tuple[np.ndarray, VideoMetadata]`:
+
+        * frames, uint8 RGB of shape `(num_frames, height, width, 3)`, upright and with square pixels;
+        * metadata: `total_num_frames` and `duration` (seconds) of the window, `fps` (average), `height` and `width` of
+          the frames, `frames_indices` as chosen, `video_backend` `"pyav"`.
 
     Raises:
-        VideoDecodeError: of the kind that tells what is wrong with the video.
-        IndexError: if a wanted frame does not exist.
+        VideoDecodeError: If the video cannot be decoded. The subclass tells why.
+        IndexError: If a wanted frame does not exist.
+        ValueError: If `start` is not before `end`, or the window contains no frame.
+        TypeError: If `source` is of another type.
     """
     with decoders_end_here():
         return _decode_video(source, sample_indices_fn, (start, end), limits or DecodeLimits(), strict)
@@ -62,10 +72,30 @@ def decode_video_or_picture(
     may_be_mjpeg: bool = True,
 ) -> tuple[np.ndarray, VideoMetadata]:
     """
-    `decode_video` for a file that may hold a picture. That is one frame, read by Pillow; the function is not called.
+    Decodes a video like `decode_video`, or a picture.
+
+    A picture is read by Pillow and is one frame. `sample_indices_fn` is not called for it.
 
     Args:
-        may_be_mjpeg: whether a JPEG may be the first of several, which are a video then. That takes a second look.
+        source (`str`, `os.PathLike`, `bytes`, `bytearray`, `memoryview` or `BinaryIO`):
+            See `decode_video`.
+        sample_indices_fn (`Callable[[VideoMetadata], Sequence[int]]`, *optional*):
+            See `decode_video`.
+        limits (`DecodeLimits`, *optional*):
+            See `decode_video`.
+        strict (`bool`, *optional*, defaults to `True`):
+            See `decode_video`.
+        may_be_mjpeg (`bool`, *optional*, defaults to `True`):
+            Whether to open a JPEG a second time as a video: several JPEGs in a row are a raw MJPEG video.
+
+    Returns:
+        `tuple[np.ndarray, VideoMetadata]`: see `decode_video`. For a picture, one frame and `video_backend`
+        `"pillow"`.
+
+    Raises:
+        VideoDecodeError: If the file cannot be decoded. The subclass tells why.
+        IndexError: If a wanted frame does not exist.
+        TypeError: If `source` is of another type.
     """
     pictures = {"may_be_mjpeg": may_be_mjpeg}
     with decoders_end_here():
@@ -104,7 +134,7 @@ def _metadata_of_picture(picture: np.ndarray) -> VideoMetadata:
 
 
 def _window(reader: FrameReader, start: float | None, end: float | None) -> tuple[int, int, float]:
-    """(number of the first frame, number of frames, seconds) of what is shown in [start, end)."""
+    """(number of the first frame, number of frames, seconds) of the frames presented in [start, end)."""
     if start is None and end is None:
         return 0, reader.count, reader.duration
     start, end = start or 0.0, np.inf if end is None else end

@@ -1,7 +1,7 @@
-"""To the Hub: a folder in one commit, with its code and a model card.
+"""Uploads a checkpoint to the Hub in one commit, with its code and a model card.
 
-`push_folder` uploads a checkpoint that is on disk, checked first and whole. `video-panda push` runs it. The
-`push_to_hub` of a model and of `Trainer` are transformers' own.
+`push_folder`, the command `video-panda push`, checks a checkpoint on disk and uploads it. The `push_to_hub` methods of
+a model and of `Trainer` are transformers' own.
 """
 
 from .card import CARD, HTTP_ERRORS, ModelFacts, written

@@ -1,4 +1,4 @@
-"""The model card: `ModelFacts.card` writes down what is known of a checkpoint, by `card_template.md`."""
+"""Model cards: `ModelFacts.card` fills in `card_template.md`."""
 
 import hashlib
 import os
@@ -15,8 +15,8 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from video_panda_hf.modeling import VideoPandaConfig
 
 
-# What huggingface_hub lets through where a request never reached the Hub: the errors of its HTTP library, which is
-# httpx2 since version 2 and httpx before.
+# If a request does not reach the Hub, huggingface_hub raises the errors of its HTTP library: httpx2 since version 2,
+# httpx before.
 HTTP_LIBRARIES = [name for name in ("httpx2", "httpx") if find_spec(name) is not None]
 HTTP_ERRORS = (HfHubHTTPError, *(import_module(name).HTTPError for name in HTTP_LIBRARIES))
 CARD = "README.md"
@@ -26,21 +26,32 @@ TEMPLATE = Path(__file__).with_name("card_template.md")
 @dataclass
 class ModelFacts:
     """
-    What is known of a checkpoint. What is not known is left out of its card.
+    Facts about a checkpoint for its model card. The card leaves out what is unknown.
 
     Args:
-        config: its configuration.
-        has_code: whether its code is uploaded with it.
-        num_parameters: of the whole model.
-        base_model: Hub id of the model that training started from. Defaults to where the configuration, or that of
-            the language model, was loaded from, if that is an id.
-        license: Hub's name of it. Defaults to the base model's.
-        datasets: what it was trained on: Hub ids, or descriptions.
-        metrics: results on held-out data, name → value.
-        evaluated_on: the name of that data.
-        training: settings of the training, name → value.
-        training_log: results during the training, as a Markdown table.
-        tags: further tags.
+        config (`VideoPandaConfig`):
+            Configuration of the model.
+        has_code (`bool`, *optional*, defaults to `True`):
+            Whether the checkpoint contains its code.
+        num_parameters (`int`, *optional*):
+            Number of parameters of the whole model.
+        base_model (`str`, *optional*):
+            Hub id of the model that training started from. Defaults to the id that the configuration, or that of the
+            language model, was loaded from.
+        license (`str`, *optional*):
+            License in the Hub's spelling. Defaults to the base model's.
+        datasets (`Sequence[str]`, *optional*):
+            Training data: Hub ids or descriptions.
+        metrics (`Mapping[str, float]`, *optional*):
+            Results on held-out data by their name.
+        evaluated_on (`str`, *optional*):
+            Name of the held-out data.
+        training (`Mapping[str, object]`, *optional*):
+            Training settings by their name.
+        training_log (`str`, *optional*):
+            Results during training, as a Markdown table.
+        tags (`Sequence[str]`, *optional*):
+            Further tags.
     """
 
     config: VideoPandaConfig
@@ -56,7 +67,18 @@ class ModelFacts:
     tags: Sequence[str] = ()
 
     def card(self, repo_id: str, api: HfApi) -> ModelCard:
-        """The model card. Its last line tells whether it was edited later, see `is_generated`."""
+        """
+        Writes the model card. Its last line is a hash that reveals later edits.
+
+        Args:
+            repo_id (`str`):
+                Repository of the card.
+            api (`HfApi`):
+                Client to look up the base model's license with.
+
+        Returns:
+            `ModelCard`.
+        """
         origins = (self.base_model, self.config._name_or_path, self.config.text_config._name_or_path)
         base_model = next((name for name in origins if is_hub_id(name) and name != repo_id), None)
         license = self.license or (base_model and license_of(base_model, api))
@@ -109,18 +131,27 @@ def mark_of(text: str) -> str:
 
 
 def written(text: str | None) -> str | None:
-    """A card that a person wrote or edited; `None` for any other."""
+    """
+    Returns a card only if a person wrote or edited it.
+
+    Args:
+        text (`str`, *optional*):
+            Text of a model card.
+
+    Returns:
+        `str` or `None`: the text, or `None` for a generated, blank or missing card.
+    """
     return None if text is None or is_generated(text) or is_blank(text) else text
 
 
 def is_generated(text: str) -> bool:
-    """Whether a card is as `ModelFacts.card` wrote it."""
+    """Whether a card is unchanged since `ModelFacts.card` wrote it."""
     found = MARK.search(text)
     return found is not None and mark_of(text[: found.start()]) == found[0].strip()
 
 
 def is_blank(text: str) -> bool:
-    """Whether a card is the form that transformers and PEFT upload, with nothing filled in."""
+    """Whether a card is the blank template of transformers or PEFT."""
     before, after = ModelCard.from_template(ModelCardData(), model_description="\0").text.split("\0")
     body = ModelCard(text, ignore_metadata_errors=True).text
     body = re.sub(r"### Framework versions\s+- PEFT \S+\s*\Z", "", body).strip()
@@ -137,7 +168,7 @@ def link(repo_id: str) -> str:
 
 
 def license_of(repo_id: str, api: HfApi) -> str | None:
-    """The license that a model's card on the Hub names, if it names one and can be seen from here."""
+    """License on the Hub card, or `None` if absent or inaccessible."""
     try:
         data = api.model_info(repo_id).card_data
     except (*HTTP_ERRORS, OfflineModeIsEnabled):

@@ -1,7 +1,7 @@
-"""The code that travels with a checkpoint, so that `trust_remote_code=True` loads it without this package.
+"""The code in a checkpoint. Users without this package can load it with `trust_remote_code=True`.
 
-It is six files: configuration, layout, STAB, model, processor, video processor. transformers writes them when it saves
-an object of a registered class.
+There are six files: configuration, layout, STAB, model, processor, video processor. transformers writes them when it
+saves an object of a registered class.
 """
 
 import inspect
@@ -28,7 +28,7 @@ CONFIGURATIONS = ("config.json", "processor_config.json", "tokenizer_config.json
 
 
 def register_code() -> None:
-    """Makes `save_pretrained` and `push_to_hub` of this package's classes write their code and an `auto_map`."""
+    """Makes `save_pretrained` and `push_to_hub` of this package's classes include their code and an `auto_map`."""
     for cls in (VideoPandaConfig, VideoPandaVisionConfig, VideoPandaProcessor, VideoPandaVideoProcessor):
         cls.register_for_auto_class()
     for cls in (VideoPandaModel, VideoPandaVisionModel):
@@ -37,7 +37,7 @@ def register_code() -> None:
 
 
 def code_files() -> dict[str, Path]:
-    """The files of code by their name."""
+    """The code files by their name."""
     entries = [inspect.getfile(cls) for cls in (VideoPandaForConditionalGeneration, VideoPandaProcessor)]
     files = [file for entry in entries for file in (entry, *get_relative_import_files(entry))]
     return {Path(file).name: Path(file) for file in files}
@@ -45,11 +45,11 @@ def code_files() -> dict[str, Path]:
 
 def with_code(files: Mapping[str, Path | bytes], include: bool) -> dict[str, Path | bytes]:
     """
-    A checkpoint's files with this package's code, or without any.
+    Adds this package's code to a checkpoint's files, or removes it. All other files are kept.
 
     Args:
-        files: their content or where it is, by their path in the checkpoint. Files that hold no code of ours are kept.
-        include: whether the result has the code, and an `auto_map` that names it.
+        files: their content or location, by their path in the checkpoint.
+        include: whether the result contains the code and an `auto_map` that refers to it.
     """
     code = code_files()
     files = {path: file for path, file in files.items() if not is_code(path, code)}
@@ -71,14 +71,24 @@ def with_code(files: Mapping[str, Path | bytes], include: bool) -> dict[str, Pat
 
 
 def add_code(folder: str | Path) -> None:
-    """Writes this package's code, and each `auto_map` that names it, into the folder of a checkpoint."""
+    """
+    Adds this package's code, and each `auto_map` that refers to it, to a checkpoint.
+
+    Args:
+        folder (`str` or `Path`):
+            The checkpoint's folder.
+    """
     _rewrite(Path(folder), include=True)
 
 
 def remove_code(folder: str | Path) -> None:
     """
-    Takes the code, and each `auto_map` that names it, out of a folder that `save_pretrained` wrote. It then loads only
-    where this package is imported.
+    Removes the code, and each `auto_map` that refers to it, from a checkpoint. It then loads only after this package
+    is imported.
+
+    Args:
+        folder (`str` or `Path`):
+            Folder that `save_pretrained` wrote.
     """
     _rewrite(Path(folder), include=False)
 

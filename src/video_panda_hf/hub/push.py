@@ -1,4 +1,4 @@
-"""`push_folder` uploads a checkpoint that is on disk, checked first and whole, in one commit."""
+"""`push_folder` checks a checkpoint on disk and uploads it in one commit."""
 
 import json
 from math import prod
@@ -31,28 +31,39 @@ def push_folder(
     license: str | None = None,
 ) -> str:
     """
-    Uploads a checkpoint (model and processor, or a PEFT adapter) in one commit, so that nobody sees half of it.
+    Uploads a checkpoint (model and processor, or a PEFT adapter) in one commit.
 
-    A model card comes with it where neither the folder nor the repository has one. Of weights that the repository has
-    already, those that are not replaced are deleted.
+    If neither the folder nor the repository has a model card, one is generated. Old weights in the repository that
+    this upload does not replace are deleted.
 
     Args:
-        folder: what `save_pretrained` of model and processor, or of a PEFT model, wrote. Not changed.
-        repo_id: `user/name`, or `name` for the token's user. Created if there is none.
-        private: whether a repository that is created is private. Defaults to what its owner has set.
-        token: the token to use, `False` for none. Defaults to the one of `hf auth login`.
-        revision: the branch, created if there is none. Defaults to the main one.
-        create_pr: whether to open a pull request instead.
-        commit_message: defaults to a message that names the folder's content.
-        include_code: whether the code of model and processor goes with them, so that `trust_remote_code=True` loads
-            them where this package is not installed. Both are taken from this package, whatever the folder has.
-        license: Hub's name of the weights' license, for the model card. Defaults to that of the language model.
+        folder (`str` or `Path`):
+            Folder that `save_pretrained` of model and processor, or of a PEFT model, wrote. It is not changed.
+        repo_id (`str`):
+            `user/name`, or `name` for the token's user. The repository is created if needed.
+        private (`bool`, *optional*):
+            Whether a new repository is private. Defaults to the owner's setting on the Hub.
+        token (`str` or `bool`, *optional*):
+            Access token, or `False` for none. Defaults to the one of `hf auth login`.
+        revision (`str`, *optional*):
+            Branch, created if needed. Defaults to the main branch.
+        create_pr (`bool`, *optional*, defaults to `False`):
+            Whether to open a pull request instead.
+        commit_message (`str`, *optional*):
+            Message of the commit. Defaults to one that names the content.
+        include_code (`bool`, *optional*, defaults to `True`):
+            Whether to upload the code of model and processor, so that users without this package can load them with
+            `trust_remote_code=True`. The code is always this package's; code in the folder is ignored.
+        license (`str`, *optional*):
+            License of the weights in the Hub's spelling, for the model card. Defaults to that of the language model.
 
-    Returns: the URL of the files, or of the pull request.
+    Returns:
+        `str`: URL of the files, or of the pull request.
 
     Raises:
-        FileNotFoundError, ValueError: if the folder is not a complete checkpoint. Nothing has been uploaded then.
-        OSError: if the Hub refuses (`HfHubHTTPError`), if a file cannot be uploaded. No file of it is visible then.
+        FileNotFoundError: If a file of the checkpoint is missing. Nothing is uploaded.
+        ValueError: If the checkpoint is damaged or of another model. Nothing is uploaded.
+        OSError: If the Hub refuses (`HfHubHTTPError`) or a file cannot be uploaded. Nothing of it becomes visible.
     """
     folder = Path(folder)
     num_parameters = check_folder(folder)
@@ -80,12 +91,18 @@ def is_adapter(folder: Path) -> bool:
 
 def check_folder(folder: Path) -> int:
     """
-    Checks that a checkpoint's configuration, weights and processor are there and can be read.
+    Checks that a checkpoint's configuration, weights and processor are complete and readable.
 
-    Returns: the number of its parameters.
+    Args:
+        folder (`Path`):
+            The checkpoint's folder.
+
+    Returns:
+        `int`: the number of its parameters.
 
     Raises:
-        FileNotFoundError, ValueError: naming what is missing or broken.
+        FileNotFoundError: If a file is missing. The message names it.
+        ValueError: If a file is damaged or of another model.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder.")
@@ -123,12 +140,11 @@ def check_folder(folder: Path) -> int:
 
 def check_weights(file: Path, expected: set[str] = frozenset()) -> int:
     """
-    Checks a safetensors file, without reading what its tensors hold.
-
-    Returns: the number of their elements.
+    Checks a safetensors file without reading the values. Returns the number of elements of its tensors.
 
     Raises:
-        FileNotFoundError, ValueError: for a file that is missing, cut off, or lacks an expected tensor.
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is damaged or lacks an expected tensor.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing.")

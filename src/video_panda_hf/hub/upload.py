@@ -1,4 +1,4 @@
-"""Files of a checkpoint → the Hub, in one commit: until it is done, nobody sees any of them."""
+"""Uploads files to the Hub in one commit, so that nobody sees an incomplete upload."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,15 +9,15 @@ from huggingface_hub.utils import filter_repo_objects
 from .card import CARD, is_blank, written
 
 
-# What training leaves in its output folder beside the model. Its arguments are a pickle, maybe with a token in it.
+# Files of a training in its output folder. `training_args` is a pickle that may contain a token.
 NOT_UPLOADED = ["checkpoint-*/*", "runs/*", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "training_args.*"]
 NOT_UPLOADED += [".*", "*/.*", "__pycache__/*"]
-# Of these, only what is uploaded stays: weights of an earlier upload, in another number of files, would be loaded.
+# Weights of an earlier upload that are not replaced must be deleted: `from_pretrained` could load them.
 WEIGHTS = ["model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 
 
 def files_of(folder: str | Path) -> dict[str, Path]:
-    """The files of a folder that are worth uploading, by their path in it."""
+    """The files of a folder to upload, by their path in it."""
     paths = [file.relative_to(folder).as_posix() for file in sorted(Path(folder).rglob("*")) if file.is_file()]
     return {path: Path(folder) / path for path in filter_repo_objects(paths, ignore_patterns=NOT_UPLOADED)}
 
@@ -35,19 +35,19 @@ def upload(
     commit_description: str | None = None,
 ) -> CommitInfo:
     """
-    Uploads files in one commit: until it is done, nobody sees any of them.
+    Uploads files in one commit, so that nobody sees an incomplete upload.
 
     Args:
-        files: their content, by their path in the repository.
-        repo_id: `user/name`, or `name` for the token's user. Created if there is none.
-        card: makes the model card from the repository's full name. It is used where neither `files` nor the
-            repository has a card, or only the one that transformers writes without knowing anything. A card that
-            someone wrote is never replaced by one that nobody did.
-        private, token, revision, create_pr, commit_message, commit_description: as in `push_to_hub`. A branch
-            (`revision`) that is not there is created.
+        files: content or location of each file, by its path in the repository.
+        repo_id: `user/name`, or `name` for the token's user. Created if needed.
+        card: generates the model card from the repository's full name. It is used if neither `files` nor the
+            repository has a card, or only transformers' blank template. A card that a person wrote is never replaced
+            by a generated one.
+        private, token, revision, create_pr, commit_message, commit_description: as in `push_to_hub`. The branch
+            (`revision`) is created if needed.
 
     Raises:
-        OSError: if the Hub refuses (`HfHubHTTPError`), if a file cannot be uploaded. No file of it is visible then.
+        OSError: if the Hub refuses (`HfHubHTTPError`) or a file cannot be uploaded. Nothing becomes visible then.
     """
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -78,5 +78,5 @@ def upload(
             revision=revision,
             create_pr=create_pr,
         )
-    except RuntimeError as error:  # what huggingface_hub makes of any error with a large file
+    except RuntimeError as error:  # huggingface_hub raises it for any error with a large file
         raise OSError(f"{error} {error.__cause__ or ''} Nothing has changed in {repo_id}: try again.") from error

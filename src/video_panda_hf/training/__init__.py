@@ -1,4 +1,4 @@
-"""Data, batches and the recipe for training Video-Panda with `transformers.Trainer`."""
+"""Training Video-Panda with `transformers.Trainer`: arguments, data, collator, trainer, distillation."""
 
 from .arguments import VideoPandaTrainingArguments
 from .collator import BadSampleError, VideoPandaDataCollator

@@ -1,23 +1,52 @@
-"""What `transformers.TrainingArguments` does not know of: the model's parts, their learning rates, distillation."""
+"""`VideoPandaTrainingArguments`: which parts are trained, their learning rates, distillation."""
 
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
 
-# transformers 5.16 has it under its old name alone, `gradient_checkpointing`, which later releases warn of.
+# transformers 5.16 has only the old name, `gradient_checkpointing`. Later releases deprecate that name.
 HAS_ACTIVATION_CHECKPOINTING = hasattr(TrainingArguments, "activation_checkpointing")
 
 
 @dataclass
 class VideoPandaTrainingArguments(TrainingArguments):
     """
-    `TrainingArguments` for `VideoPandaTrainer`. All of those keep their meaning and, but for two, their default:
-    `remove_unused_columns` is off, since the collator needs the examples' messages, and so is `dispatch_batches` of
-    `accelerator_config`, since packed pixels cannot be sliced by rows.
+    `transformers.TrainingArguments` plus the settings of Video-Panda's parts.
 
-    A model has three parts: vision (STAB and projector), language (the LLM and its head) and, with a teacher, the
+    Two inherited defaults differ. `remove_unused_columns` is `False`, because the collator needs the column
+    `messages`. `dispatch_batches` of `accelerator_config` is `False`, because packed pixels cannot be sliced by rows.
+
+    The parts of a model are vision (STAB and projector), language (the LLM and its LM head) and, with a teacher, the
     distillation head.
+
+    Args:
+        vision_learning_rate (`float`, *optional*):
+            Learning rate of STAB and projector. Defaults to `learning_rate`.
+        language_learning_rate (`float`, *optional*):
+            Learning rate of the LLM or of its adapters. Defaults to `learning_rate`.
+        distillation_learning_rate (`float`, *optional*):
+            Learning rate of the distillation head. Defaults to `learning_rate`.
+        train_vision (`bool`, *optional*, defaults to `True`):
+            Whether to train STAB. `False` also freezes the statistics of its batch norm and turns off its dropout.
+        train_projector (`bool`, *optional*, defaults to `True`):
+            Whether to train the projector.
+        train_language (`bool`, *optional*, defaults to `True`):
+            Whether to train the LLM and its LM head.
+        distillation_teacher (`str`, *optional*):
+            Folder or Hub id of the vision model to distil from (CLIP, SigLIP, DINOv2, …). Defaults to no distillation.
+        distillation_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the distillation loss. The language model's loss has weight 1.
+        distillation_head (`str`, *optional*):
+            `distillation_head.safetensors`, or a folder that contains it (the output of an earlier stage, or a
+            converted checkpoint), to start from. Defaults to a new head.
+        remove_unused_columns (`bool`, *optional*, defaults to `False`):
+            Whether to drop columns that the model's forward does not take, before the collator sees them.
+        activation_checkpointing (`bool`, *optional*, defaults to `False`):
+            Whether to recompute activations in the backward pass: slower, but less memory.
+
+    Raises:
+        ValueError: If `distillation_head` is set without `distillation_teacher`, or if nothing is trained.
     """
 
     vision_learning_rate: float | None = field(

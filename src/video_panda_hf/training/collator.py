@@ -1,4 +1,4 @@
-"""Rows of `messages` → a batch to train on, decoded where it is called: in the workers of a DataLoader."""
+"""`VideoPandaDataCollator`: rows of `messages` → a training batch. Videos are decoded in the DataLoader's workers."""
 
 import copy
 import os
@@ -16,38 +16,54 @@ from .data import append_json_line
 
 logger = logging.get_logger(__name__)
 
-COUNTERS = 1024  # places to count in, for the process itself and its workers
+COUNTERS = 1024  # one counter for the process itself, the others for its workers
 STAND_INS_TRIED = 100
 
 
 class BadSampleError(ValueError):
-    """A sample that cannot be trained on, or too many of them; the message names it and says why."""
+    """A sample cannot be trained on, or too many were skipped. The message names the sample and the reason."""
 
 
 class VideoPandaDataCollator:
-    """`VideoPandaDataCollator(processor)(rows)`, with rows `{"messages": …}` as `load_conversations` gives them.
-    Videos may be all that the processor takes, and a row may have several or none.
+    """
+    Turns rows of `messages`, as `load_conversations` returns them, into a training batch.
 
-    Returns: `input_ids`, `attention_mask` and `labels`, int64 (rows, tokens), padded on the right whatever side the
-    tokenizer has; labels are -100 but at the tokens of the assistant's turns (all of them, with their end token). If
-    any row has a video, `pixel_values_videos` and `video_grid_thw`, packed in the order of the rows.
+    A row may have several videos or none. A video is anything that the processor accepts.
 
     Args:
-        processor: a `VideoPandaProcessor`. It is not changed.
-        max_length: the most tokens a row may have. What stands after its last video is cut. A row whose videos do not
-            fit, or that is left without a label, is a bad sample.
-        on_error: "raise" a `BadSampleError` at a bad sample (an unreadable video, a row that is too long or without an
-            answer), or "skip" it: the batch is that much smaller. In a batch of nothing but bad samples the last good
-            row stands in, with its labels, for a batch without a label has no mean loss; `skip_log` has that too.
-        skip_log: a file that gets a JSON line for every sample skipped: id, videos, error, time.
-        max_skipped_share: raise `BadSampleError` when more than this share of the samples were skipped.
-        min_samples: the share is that of so many samples at least: by default, ten may be skipped of the first 1000.
-        stand_ins: rows of which one stands in where no good one was seen yet: the dataset, say. `VideoPandaTrainer`
-            gives it this.
-        processor_kwargs: settings of the video processor in place of its own: `num_frames`, or `fps` and `max_frames`.
+        processor (`VideoPandaProcessor`):
+            The processor. It is not changed.
+        max_length (`int`, *optional*):
+            Maximum number of tokens of a row. Text after its last video is cut. A row is a bad sample if its videos do
+            not fit or if no label is left. Defaults to no maximum.
+        on_error (`str`, *optional*, defaults to `"raise"`):
+            What to do with a bad sample (an unreadable video, a row that is too long or has no answer). `"raise"`
+            raises a `BadSampleError`. `"skip"` makes the batch smaller. If all samples of a batch are bad, the last
+            good row replaces them with its labels, because a batch without labels has no mean loss.
+        skip_log (`str` or `os.PathLike`, *optional*):
+            File to which a JSON line is appended for every skipped or replaced sample: id, videos, error, time. All
+            processes may share one file.
+        max_skipped_share (`float`, *optional*, defaults to 0.01):
+            Raise a `BadSampleError` when more than this share of the samples was skipped.
+        min_samples (`int`, *optional*, defaults to 1000):
+            The share is computed over at least this many samples. By default, ten of the first 1000 may be skipped.
+        stand_ins (`Sequence[dict]`, *optional*, defaults to `()`):
+            Rows to replace a bad batch from while no good row was seen, for example the dataset. `VideoPandaTrainer`
+            sets it.
+        processor_kwargs (`dict`, *optional*):
+            Settings that override the video processor's: `num_frames`, or `fps` and `max_frames`.
 
-    `seen` and `skipped` count what this process and all workers of its DataLoaders were given, in all epochs. The log
-    is one file for all processes.
+    Returns:
+        `dict[str, torch.Tensor]`, from a call with a list of rows:
+
+        * `input_ids`, `attention_mask`, `labels`: int64 (rows, tokens), always padded on the right. Labels are -100
+          except at the tokens of the assistant's turns, end tokens included.
+        * `pixel_values_videos`, `video_grid_thw`, if any row has a video: packed in the order of the rows.
+
+    Raises:
+        BadSampleError: If a sample is bad (`on_error="raise"`), if too many were skipped, or if no good row is known
+            to replace a batch of bad ones.
+        ValueError: If `on_error` is neither `"raise"` nor `"skip"`.
     """
 
     def __init__(
@@ -76,29 +92,32 @@ class VideoPandaDataCollator:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._counts.share_memory_()  # a copy counts on its own, but with its workers
+        self._counts.share_memory_()  # a copy has its own counters and shares them with its workers
 
     @property
     def seen(self) -> int:
+        """Samples given to this process and to all workers of its DataLoaders, in all epochs."""
         return int(self._counts[:, 0].sum())
 
     @property
     def skipped(self) -> int:
+        """How many of the `seen` samples were skipped."""
         return int(self._counts[:, 1].sum())
 
     def count(self, seen: int = 0, skipped: int = 0) -> None:
-        worker = get_worker_info()  # each writes to a place of its own
+        """Adds to the counts of this process or worker."""
+        worker = get_worker_info()  # each writes to its own counter
         self._counts[0 if worker is None else 1 + worker.id % (COUNTERS - 1)] += torch.tensor([seen, skipped])
 
     def with_stand_ins(self, rows: Sequence[dict]) -> "VideoPandaDataCollator":
-        """This collator for other rows. The two count together."""
+        """A copy of this collator with other `stand_ins`. Both share their counts."""
         other = copy.copy(self)
         other.stand_ins, other._last_good = rows, None
         return other
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         try:
-            found = self._encode(rows)  # one call for all: the usual case
+            found = self._encode(rows)  # the usual case: one call for all rows
         except Exception as error:
             found = [error] if len(rows) == 1 else [self._encode_alone(row) for row in rows]
 
@@ -117,7 +136,7 @@ class VideoPandaDataCollator:
         return self._pack(examples)
 
     def _encode(self, rows: list[dict]) -> list[dict[str, torch.Tensor]]:
-        """One example per row: `input_ids` and `labels` (tokens,), and its videos' pixels and grids."""
+        """One example per row: `input_ids` and `labels` (tokens,), `pixels` and `grids` of its videos."""
         conversations = [without_nones(row["messages"]) for row in rows]
         inputs = self.processor.apply_chat_template(
             conversations,
@@ -145,7 +164,7 @@ class VideoPandaDataCollator:
             return error
 
     def _shortened(self, example: dict) -> dict:
-        """Within `max_length`, with all of its videos and at least one label."""
+        """Cuts an example to `max_length`. Raises `BadSampleError` if that cuts a video or leaves no label."""
         ids, labels = example["input_ids"], example["labels"]
         if self.max_length is not None and len(ids) > self.max_length:
             is_video = torch.isin(ids, torch.tensor(self.processor.video_token_ids))
@@ -179,7 +198,7 @@ class VideoPandaDataCollator:
             try:
                 example = self._shortened(self._encode([row])[0])
             except Exception:
-                continue  # as bad as those it was to stand in for
+                continue  # bad as well
             self._last_good = row
             self._log(row, error=None, stands_in_for=[row_name(row) for row in rows])
             return example
@@ -218,7 +237,7 @@ class VideoPandaDataCollator:
 
 
 def without_nones(messages: list[dict]) -> list[dict]:
-    """Arrow gives every part all the fields that any part has, `None` where they do not apply."""
+    """Drops fields that are `None`: Arrow gives every part the fields of all parts."""
     return [
         {
             **message,
@@ -240,7 +259,7 @@ def videos_of(messages: list[dict]):
 
 
 def row_videos(row) -> list:
-    """As `videos_of`, of a row that may be bad in any way."""
+    """Like `videos_of`, for a row that may be malformed."""
     try:
         return list(videos_of(row["messages"]))
     except Exception:

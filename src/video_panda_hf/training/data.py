@@ -1,7 +1,7 @@
-"""Conversations about videos, as they lie on disks and on the Hub → one dataset of checked `messages`.
+"""Loads conversations about videos from files or the Hub as one dataset of checked `messages`.
 
-`load_conversations` reads; every row is checked before the first step of a training, videos stay paths. What a row may
-look like stands there, and in `checked_row` what is wrong with one.
+`load_conversations` describes the accepted rows. It checks every row before training starts; videos stay paths.
+`checked_row` normalises one row and validates it.
 """
 
 import json
@@ -23,7 +23,8 @@ from video_panda_hf.processing import ROW_TOKEN
 logger = logging.get_logger(__name__)
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-ROWS_AT_ONCE = 10_000  # turned into Arrow at a time: Python objects take ten times the memory
+KINDS = ("video", "image")  # an image is a video of one frame
+ROWS_AT_ONCE = 10_000  # rows converted to Arrow at a time: as Python objects they take ten times the memory
 NAMED_PROBLEMS = 5
 
 MALFORMED = "malformed"
@@ -34,7 +35,7 @@ MISSING_FILE = "with a missing file"
 
 
 class ConversationError(ValueError):
-    """Rows that cannot be trained on; the message has their counts and names the first few."""
+    """Some rows cannot be trained on. The message counts them and names the first few."""
 
 
 def load_conversations(
@@ -48,40 +49,50 @@ def load_conversations(
     check_files: bool = True,
     report: "ConversationReport | None" = None,
 ):
-    """Reads conversations and checks each.
+    r"""
+    Loads conversations and checks every row.
 
-    A row is of one of two kinds, and kinds may be mixed:
+    There are two forms of rows. A source may mix them:
 
-    * `{"id", "video": "clip.mp4", "conversations": [{"from": "human", "value": "<video>\\nWhat is shown?"}, {"from":
-      "gpt", "value": …}, …]}`, as Video-LLaVA, Valley and Video-ChatGPT have it. `video` may be a list, or be missing
-      where there is only text. A turn that ends with its `<video>` gets it at the start, as in the prompts of the
+    * `{"id", "video": "clip.mp4", "conversations": [{"from": "human", "value": "<video>\nWhat is shown?"}, {"from":
+      "gpt", "value": …}, …]}`, the format of Video-LLaVA, Valley and Video-ChatGPT. `video` may be a list, or missing
+      in a row of text only. If a turn ends with `<video>`, the video is moved to its start, as in the prompts of the
       released model.
-    * `{"messages": [{"role": "user", "content": …}, …]}`. A content is a string, with a `<video>` for each entry of
-      the row's `video` or `videos`, or a list of `{"type": "text", "text"}` and `{"type": "video", "video"}` (also
-      "path" or "url"; with "start" and "end" in seconds or "indices" if only a part is wanted).
+    * `{"messages": [{"role": "user", "content": …}, …]}`. `content` is a string with one `<video>` for each entry of
+      the row's `video` or `videos`, or a list of `{"type": "text", "text"}` and `{"type": "video", "video"}`. The key
+      of the video may also be "path" or "url". "start" and "end" (seconds) or "indices" select a part of it.
 
-    A picture (`image`, `images`, `<image>`, `{"type": "image", …}`) is a video of one frame.
+    An image (`image`, `images`, `<image>`, `{"type": "image", …}`) is a video of one frame.
 
     Args:
-        source: a .json (a list, or one row a line), .jsonl or .parquet file, several of one kind, a folder or name
-            that `datasets.load_dataset` takes, a `datasets` object, or any iterable of rows.
-        video_folder: what relative paths of videos start from. Default: the folder of the first file, else the
-            current one.
-        split: which split of a Hub dataset.
-        streaming: return an `IterableDataset`, that reads and checks rows when they are needed.
-        on_error: "raise" a `ConversationError`, after all rows are checked (in a stream: at the first bad one), or
-            "skip" bad rows, warn of them (in a stream: of each) and write them to `skip_log`.
-        skip_log: a file that gets a JSON line for every row skipped.
-        check_files: look for each video's file (not for URLs). Turn it off for slow file systems.
-        report: gets the counts, if they are wanted as numbers (in a stream: of this process, so far).
+        source (`str`, `os.PathLike`, `list`, `datasets.Dataset` or `Iterable[dict]`):
+            A .json file (a list, or one row per line), .jsonl or .parquet file, several files of one kind, a folder
+            or name for `datasets.load_dataset`, a `datasets` object, or any iterable of rows.
+        video_folder (`str` or `os.PathLike`, *optional*):
+            Base folder of relative video paths. Defaults to the folder of the first file, or the current folder.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split of a Hub dataset.
+        streaming (`bool`, *optional*, defaults to `False`):
+            Whether to return an `IterableDataset`, which reads and checks rows on demand.
+        on_error (`str`, *optional*, defaults to `"raise"`):
+            `"raise"` raises a `ConversationError` after all rows are checked; a stream raises at the first bad row.
+            `"skip"` drops bad rows and logs a warning: one summary, or one per row in a stream.
+        skip_log (`str` or `os.PathLike`, *optional*):
+            File to which a JSON line is appended for every bad row.
+        check_files (`bool`, *optional*, defaults to `True`):
+            Whether to check that each video file exists. URLs are not checked. Turn it off on slow file systems.
+        report (`ConversationReport`, *optional*):
+            Is filled with the counts. In a stream, these are the counts of this process so far.
 
     Returns:
-        A `datasets.Dataset` of `id` (the row's own, or its number) and `messages`, whose contents are lists of parts
-        with the fields type, text, video, start, end, indices, `None` where they do not apply.
+        `datasets.Dataset` or `datasets.IterableDataset` with the columns `id` (from the row, or its number) and
+        `messages`. A message's content is a list of parts with the fields `type`, `text`, `video`, `start`, `end` and
+        `indices`; fields that do not apply are `None`.
 
     Raises:
-        ConversationError: for bad rows, or if no row is left.
-        FileNotFoundError: if the source is a file that does not exist.
+        ConversationError: If rows are bad, or if no row is left.
+        FileNotFoundError: If a source file does not exist.
+        ValueError: If `on_error` is neither `"raise"` nor `"skip"`.
     """
     from datasets import Dataset, IterableDataset, concatenate_datasets
 
@@ -102,12 +113,12 @@ def load_conversations(
             columns = rows.column_names or list(next(iter(rows), {}))
             options = {"batched": True, "with_indices": True, "remove_columns": columns, "features": features()}
             return rows.map(partial(checked_batch, check=check), **options)
-        if isinstance(rows, Rows):  # a list among the arguments is what workers share among them
+        if isinstance(rows, Rows):  # `datasets` shards a stream by the lists in `gen_kwargs`
             given = {"files": rows.files, "check": check}
             return IterableDataset.from_generator(stream_files, features=features(), gen_kwargs=given)
         return IterableDataset.from_generator(partial(stream, rows, check), features=features())
 
-    kept = check(enumerate(rows), on_error="count")  # all of them, to say all that is bad at once
+    kept = check(enumerate(rows), on_error="count")  # check all rows first, so that one error reports all bad ones
     chunks = iter(lambda: list(islice(kept, ROWS_AT_ONCE)), [])
     datasets = [Dataset.from_list(chunk, features=features()) for chunk in chunks]
     summary = "\n".join([str(report), *report.first_problems])
@@ -121,7 +132,23 @@ def load_conversations(
 
 @dataclass
 class ConversationReport:
-    """What `load_conversations` found. `problems` counts the rows left out, by what is wrong with them."""
+    """
+    What `load_conversations` found.
+
+    Args:
+        rows (`int`, *optional*, defaults to 0):
+            Rows read.
+        kept (`int`, *optional*, defaults to 0):
+            Good rows.
+        text_only (`int`, *optional*, defaults to 0):
+            Good rows without a video.
+        videos (`int`, *optional*, defaults to 0):
+            Videos in the good rows, images included.
+        problems (`Counter`, *optional*):
+            Number of bad rows for each kind of problem.
+        first_problems (`list[str]`, *optional*):
+            Messages of the first five bad rows.
+    """
 
     rows: int = 0
     kept: int = 0
@@ -137,7 +164,7 @@ class ConversationReport:
 
 
 class RowError(ValueError):
-    """What is wrong with one row: `problem`, by which rows are counted, and the message."""
+    """One row is bad. `problem` is the kind under which the row is counted."""
 
     def __init__(self, problem: str, message: str):
         super().__init__(message)
@@ -156,7 +183,7 @@ def features():
 
 
 class Rows:
-    """The rows of JSON files, read anew each time they are gone through. A line that is no JSON is a `RowError`."""
+    """The rows of JSON files. Each iteration reads the files again. A line that is not JSON gives a `RowError`."""
 
     def __init__(self, files: list[Path]):
         self.files = files
@@ -189,7 +216,7 @@ def read_line(line: str, place: str) -> dict | RowError:
 
 
 def local_files(source) -> list[Path]:
-    """The source as files, none if it is something else."""
+    """The files of the source, or an empty list if the source is something else."""
     names = source if isinstance(source, (list, tuple)) else [source]
     if not names or not all(isinstance(name, (str, os.PathLike)) for name in names):
         return []
@@ -239,7 +266,7 @@ def checked_rows(
     skip_log,
     report: ConversationReport,
 ) -> Iterator[dict]:
-    """The good rows; the others are counted, or also warned of ("skip"), or raise `ConversationError` ("raise")."""
+    """Yields the good rows. Bad rows are counted; "skip" also warns of each, "raise" raises `ConversationError`."""
     for number, row in numbered_rows:
         report.rows += 1
         try:
@@ -257,7 +284,7 @@ def checked_rows(
             if skip_log is not None:
                 append_json_line(skip_log, {"row": name, "problem": error.problem, "error": str(error)})
             continue
-        videos = sum(part["type"] == "video" for message in good["messages"] for part in message["content"])
+        videos = sum(part["type"] == "video" for part in parts_of(good["messages"]))
         report.kept += 1
         report.videos += videos
         report.text_only += not videos
@@ -265,6 +292,29 @@ def checked_rows(
 
 
 def checked_row(row, number: int, video_folder: Path, check_files: bool) -> dict:
+    """
+    A row of either form as `id` and `messages`: normalised, then validated.
+
+    Raises:
+        RowError: for the first problem found.
+    """
+    turns = turns_of(row)
+    given = {kind: listed(row, kind) for kind in KINDS}
+    markers = [f"<{kind}>" for kind in KINDS if kind == "video" or given[kind]]
+    messages = [read_turn(turn, markers) for turn in turns]
+    unused = fill_markers(messages, given)
+
+    check_speakers(messages)
+    check_videos(messages, given, unused)
+    check_texts(messages)
+    messages = [{**m, "content": [with_all_fields(part, video_folder) for part in m["content"]]} for m in messages]
+    if check_files:
+        check_files_exist(messages)
+    name = row.get("id")
+    return {"id": str(number if name is None else name), "messages": messages}
+
+
+def turns_of(row) -> list:
     if isinstance(row, RowError):
         raise row
     if not isinstance(row, dict):
@@ -272,41 +322,17 @@ def checked_row(row, number: int, video_folder: Path, check_files: bool) -> dict
     turns = row.get("messages") or row.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise RowError(MALFORMED, "no list of turns under `messages` or `conversations`")
-
-    waiting = {"video": listed(row, "video"), "image": listed(row, "image")}
-    markers = [f"<{kind}>" for kind in waiting if kind == "video" or waiting[kind]]
-    given = {kind: len(videos) for kind, videos in waiting.items()}
-    messages = []
-    for turn in turns:
-        role, parts = read_turn(turn, markers)
-        if role == "assistant" and any(part["type"] != "text" for part in parts):
-            raise RowError(MALFORMED, "a video in an assistant's turn")
-        content = [complete(part, waiting, given, video_folder) for part in parts]
-        messages.append({"role": role, "content": content})
-    for kind, left in waiting.items():
-        if left:
-            raise RowError(WRONG_COUNT, f"{given[kind]} under `{kind}`, but {given[kind] - len(left)} <{kind}>")
-
-    parts = [part for message in messages for part in message["content"]]
-    if not any(m["role"] == "assistant" and any(p["text"].strip() for p in m["content"]) for m in messages):
-        raise RowError(NO_ANSWER, "no turn of the assistant, or only empty ones")
-    if any(ROW_TOKEN in part["text"] for part in parts if part["type"] == "text"):
-        raise RowError(RESERVED, f"{ROW_TOKEN} in a text, which is the model's own token: take it out")
-    for part in parts if check_files else []:
-        if part["type"] == "video" and "://" not in part["video"] and not os.path.isfile(part["video"]):
-            raise RowError(MISSING_FILE, f"{part['video']}: no such file")
-    name = row.get("id")
-    return {"id": str(number if name is None else name), "messages": messages}
+    return turns
 
 
 def listed(row: dict, kind: str) -> list:
-    """What the row has under `kind` or its plural, in order."""
+    """The row's entries under `kind` or its plural, in order."""
     found = next((row[key] for key in (kind, f"{kind}s") if row.get(key) is not None), [])
     return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
-def read_turn(turn, markers: list[str]) -> tuple[str, list[dict]]:
-    """A turn of either kind → the role, and its parts; those that a marker stands for have no video yet."""
+def read_turn(turn, markers: list[str]) -> dict:
+    """A turn of either form → `role` and `content`, a list of parts. Markers become parts without a `video`."""
     if not isinstance(turn, dict):
         raise RowError(MALFORMED, f"a turn is a dictionary, not {type(turn).__name__}")
     is_from_value = turn.get("from") is not None
@@ -317,46 +343,89 @@ def read_turn(turn, markers: list[str]) -> tuple[str, list[dict]]:
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
         raise RowError(MALFORMED, f"a content is a string or a list of parts, not {type(content).__name__}")
+    parts = [found for part in content for found in read_part(part, markers)]
+    return {"role": ROLES[name], "content": trailing_videos_first(parts) if is_from_value else parts}
 
-    parts = []
-    for part in content:
-        if part.get("type") == "text" and isinstance(part.get("text"), str):
-            parts += split_at_markers(part["text"], markers)
-        elif part.get("type") in ("video", "image"):
-            parts.append(part)
-        else:
-            raise RowError(MALFORMED, f"a part of type {part.get('type')!r}, or one without its text")
-    if is_from_value:
-        kinds = [part["type"] == "text" for part in parts]
-        if kinds == sorted(kinds, reverse=True):  # texts, then videos
-            parts.sort(key=lambda part: part["type"] == "text")
-    return ROLES[name], parts
+
+def read_part(part: dict, markers: list[str]) -> list[dict]:
+    kind = part.get("type")
+    if kind == "text" and isinstance(part.get("text"), str):
+        return split_at_markers(part["text"], markers)
+    if kind not in KINDS:
+        raise RowError(MALFORMED, f"a part of type {kind!r}, or one without its text")
+    window = {key: part.get(key) for key in ("start", "end", "indices")}
+    own = [part[key] for key in (kind, "path", "url") if part.get(key) is not None]
+    return [{"type": kind, **window, "video": own[0]} if own else {"type": kind, **window}]
 
 
 def split_at_markers(text: str, markers: list[str]) -> list[dict]:
-    """The chat template puts a video on a line of its own, hence without the space that stands around it here."""
+    """Drops the whitespace around a marker: the chat template puts a video on a line of its own."""
     pieces = re.split(rf"\s*({'|'.join(markers)})\s*", text)  # text, marker, text, …
     if len(pieces) == 1:
         return [{"type": "text", "text": text}]
     return [{"type": p[1:-1]} if i % 2 else {"type": "text", "text": p} for i, p in enumerate(pieces) if p]
 
 
-def complete(part: dict, waiting: dict[str, list], given: dict[str, int], video_folder: Path) -> dict:
-    """A part with all its fields; a marker takes the next of the row's videos, or pictures, which are waiting."""
+def trailing_videos_first(parts: list[dict]) -> list[dict]:
+    is_text = [part["type"] == "text" for part in parts]
+    if is_text == sorted(is_text, reverse=True):  # texts, then videos
+        return sorted(parts, key=lambda part: part["type"] == "text")
+    return parts
+
+
+def fill_markers(messages: list[dict], given: dict[str, list]) -> dict[str, int]:
+    """Gives each part without a video the next of its kind. Returns how many of each kind no part took."""
+    waiting = {kind: list(videos) for kind, videos in given.items()}
+    for part in parts_of(messages):
+        if part["type"] in KINDS and "video" not in part and waiting[part["type"]]:
+            part["video"] = waiting[part["type"]].pop(0)
+    return {kind: len(videos) for kind, videos in waiting.items()}
+
+
+def parts_of(messages: list[dict]) -> Iterator[dict]:
+    return (part for message in messages for part in message["content"])
+
+
+def check_speakers(messages: list[dict]) -> None:
+    if any(part["type"] != "text" for m in messages if m["role"] == "assistant" for part in m["content"]):
+        raise RowError(MALFORMED, "a video in an assistant's turn")
+
+
+def check_videos(messages: list[dict], given: dict[str, list], unused: dict[str, int]) -> None:
+    for part in parts_of(messages):
+        kind = part["type"]
+        if kind == "text":
+            continue
+        if "video" not in part:
+            raise RowError(WRONG_COUNT, f"more <{kind}> than the {len(given[kind])} under `{kind}`")
+        video = part["video"]
+        if not isinstance(video, (str, os.PathLike)) or not os.fspath(video):
+            raise RowError(MALFORMED, f"a {kind} is a path or a URL here, not {type(video).__name__}")
+    for kind, count in unused.items():
+        if count:
+            total = len(given[kind])
+            raise RowError(WRONG_COUNT, f"{total} under `{kind}`, but {total - count} <{kind}>")
+
+
+def check_texts(messages: list[dict]) -> None:
+    if not any(part["text"].strip() for m in messages if m["role"] == "assistant" for part in m["content"]):
+        raise RowError(NO_ANSWER, "no turn of the assistant, or only empty ones")
+    if any(ROW_TOKEN in part["text"] for part in parts_of(messages) if part["type"] == "text"):
+        raise RowError(RESERVED, f"{ROW_TOKEN} in a text, which is the model's own token: take it out")
+
+
+def with_all_fields(part: dict, video_folder: Path) -> dict:
+    fields = dict.fromkeys(("type", "text", "video", "start", "end", "indices"))
     if part["type"] == "text":
-        return {"type": "text", "text": part["text"], "video": None, "start": None, "end": None, "indices": None}
-    kind = part["type"]
-    video = next((part[key] for key in (kind, "path", "url") if part.get(key) is not None), None)
-    if video is None:
-        if not waiting[kind]:
-            raise RowError(WRONG_COUNT, f"more <{kind}> than the {given[kind]} under `{kind}`")
-        video = waiting[kind].pop(0)
-    if not isinstance(video, (str, os.PathLike)) or not os.fspath(video):
-        raise RowError(MALFORMED, f"a {kind} is a path or a URL here, not {type(video).__name__}")
-    video = os.fspath(video)
-    video = video if "://" in video else str(video_folder / video)
-    window = {key: part.get(key) for key in ("start", "end", "indices")}
-    return {"type": "video", "text": None, "video": video, **window}
+        return {**fields, **part}
+    video = os.fspath(part["video"])
+    return {**fields, **part, "type": "video", "video": video if "://" in video else str(video_folder / video)}
+
+
+def check_files_exist(messages: list[dict]) -> None:
+    for part in parts_of(messages):
+        if part["type"] == "video" and "://" not in part["video"] and not os.path.isfile(part["video"]):
+            raise RowError(MISSING_FILE, f"{part['video']}: no such file")
 
 
 def row_name(row, number: int) -> str:
@@ -365,7 +434,7 @@ def row_name(row, number: int) -> str:
 
 
 def append_json_line(path: str | os.PathLike, record: dict) -> None:
-    """In one write, so that lines of several processes do not mix. Makes the file's folder if there is none."""
+    """Appends in one write, so that lines of several processes do not mix. Creates the folder if needed."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -1,8 +1,7 @@
-"""Distillation [paper 3.2, eq. 19]: what the LLM makes of a video's patches, drawn towards a frozen vision model's.
+"""Distillation [paper 3.2, eq. 19]: aligns the LLM's hidden states of video patches with a frozen vision model.
 
-`VideoPandaTeacher` sees the very frames that the student got, `VideoPandaDistillationHead` takes the LLM's hidden
-states into the teacher's space, `distillation_loss` compares the two. `attach_distillation_head` puts the head into a
-model.
+`VideoPandaTeacher` encodes the student's frames. `VideoPandaDistillationHead` maps the LLM's hidden states to the
+teacher's space. `distillation_loss` compares the two. `attach_distillation_head` adds the head to a model.
 """
 
 import functools
@@ -34,19 +33,24 @@ LAYERS_APART = 4
 
 class VideoPandaDistillationHead(nn.Module):
     r"""
-    Hidden states of the LLM → features in the teacher's space.
+    Maps hidden states of the LLM to features in the teacher's space.
 
-    Every fourth layer counts, from the last one down: L, L-4, L-8, …, and always layer 0, what the projector gave.
-    Layers are counted as in `output_hidden_states`, so layer L is behind the LLM's final norm. Parameters are named
-    and shaped as the reference's `video_tower_compressor`: `norm_layer.N` belongs to layer L-4N.
+    It uses every fourth layer from the last: L, L-4, L-8, …, and always layer 0, the projector's output. Layers are
+    numbered as in `output_hidden_states`, so layer L comes after the LLM's final norm. Names and shapes of the
+    parameters are those of the reference's `video_tower_compressor`: `norm_layer.N` belongs to layer L-4N.
 
     Args:
-        text_hidden_size, teacher_hidden_size (`int`):
-            Widths of the LLM and of the teacher. The latter must be a multiple of `num_heads`.
+        text_hidden_size (`int`):
+            Width of the LLM.
+        teacher_hidden_size (`int`):
+            Width of the teacher, a multiple of `num_heads`.
         num_layers (`int`):
             L, the number of the LLM's layers.
         num_heads (`int`, *optional*, defaults to 8):
             Heads of the attention from layer L to the others.
+
+    Raises:
+        ValueError: If `teacher_hidden_size` is not a multiple of `num_heads`.
     """
 
     def __init__(self, text_hidden_size: int, teacher_hidden_size: int, num_layers: int, num_heads: int = 8):
@@ -63,14 +67,21 @@ class VideoPandaDistillationHead(nn.Module):
         self.output_layer = nn.Linear(teacher_hidden_size, teacher_hidden_size)
 
     def forward(self, hidden_states: list[torch.Tensor]) -> torch.Tensor:
-        """`hidden_states` of each of `self.layers`, (patches, text size) → (patches, teacher size)."""
+        """
+        Args:
+            hidden_states (`list[torch.Tensor]`):
+                Hidden states of each layer in `self.layers`, of shape `(patches, text_hidden_size)`.
+
+        Returns:
+            `torch.Tensor` of shape `(patches, teacher_hidden_size)`.
+        """
         hidden_states = [hidden.to(self.input_layer.weight.dtype) for hidden in hidden_states]
         query, *keys = (
             norm(hidden).unflatten(-1, (self.num_heads, -1))  # (patches, heads, d)
             for norm, hidden in zip(self.norm_layer, hidden_states, strict=True)
         )
         keys = torch.stack(keys, 2)  # (patches, heads, layers - 1, d)
-        # The reference scales by the whole width, not by a head's.
+        # The reference scales by the whole width, not by that of a head.
         scores = (keys @ query[..., None]).squeeze(-1) * (self.num_heads * query.shape[-1]) ** -0.5
         attended = (scores.softmax(-1).to(keys.dtype)[..., None, :] @ keys).flatten(1)  # (patches, teacher size)
         return self.input_layer(hidden_states[0]) + self.output_layer(attended)
@@ -83,13 +94,21 @@ def distillation_loss(
     num_frames_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     """
-    Mean over frames of 1 - mean cosine over a frame's patches [eq. 19], in float32 or better.
+    Computes the mean over frames of 1 - mean cosine similarity over the frame's patches [eq. 19].
 
     Args:
-        student, teacher: packed patches of all frames, (patches, teacher size).
-        patches_per_frame: (frames,), how many of them are each frame's.
-        num_frames_in_batch: frames that the batch has in all its parts, where this is one part of it (gradient
-            accumulation, several processes): the parts' losses add up to the batch's.
+        student (`torch.Tensor` of shape `(patches, teacher_hidden_size)`):
+            Output of the distillation head for the patches of all frames.
+        teacher (`torch.Tensor` of shape `(patches, teacher_hidden_size)`):
+            Features of the teacher for the same patches.
+        patches_per_frame (`torch.LongTensor` of shape `(frames,)`):
+            Number of patches of each frame.
+        num_frames_in_batch (`torch.Tensor` or `int`, *optional*):
+            Frames of the whole batch, if this is a micro-batch (gradient accumulation, several processes). The losses
+            of the micro-batches then add up to the loss of the batch. Defaults to the number of frames here.
+
+    Returns:
+        `torch.Tensor` of shape `()`, in float32 or a wider dtype.
     """
     dtype = torch.promote_types(student.dtype, torch.float32)
     distance = 1 - F.cosine_similarity(student.to(dtype), teacher.to(dtype), dim=-1)  # (patches,)
@@ -101,22 +120,26 @@ def distillation_loss(
 
 class VideoPandaTeacher:
     r"""
-    A frozen vision model: packed student pixels in, its features of the pictures' patches out.
+    A frozen vision model that computes features of the student's frames.
 
-    Any vision model of `transformers` that turns square pictures into patch features, with or without tokens before
-    them (CLIP, SigLIP, DINOv2, …). Each frame is shown at half the student's size, on a square canvas of the teacher's
-    mean colour, so that CLIP ViT-L/14 at 224 px has one patch where the released student has one token. Its features
-    are those of the layer before the last. It is no part of the trained model: neither saved nor wrapped with it.
+    It can be any vision model of `transformers` that turns square images into patch features, with or without tokens
+    before them (CLIP, SigLIP, DINOv2, …). Each frame is shown at half the student's size, on a square canvas of the
+    teacher's mean colour. CLIP ViT-L/14 at 224 px then has one patch for each token of the released student. The
+    features are those of the second-to-last layer. The teacher is not a submodule of the trained model: it is neither
+    saved nor wrapped with it.
 
     Args:
         model (`PreTrainedModel`):
-            The vision model. It is frozen, and runs in evaluation mode.
+            The vision model. It is frozen and put into eval mode.
         vision_config (`VideoPandaVisionConfig`):
-            The student's STAB.
+            Configuration of the student's STAB.
         image_mean, image_std (`tuple[float, float, float]`):
-            The teacher's normalisation of pixels 0..1.
+            The teacher's normalisation of pixels in [0, 1].
         student_mean, student_std (`tuple[float, float, float]`, *optional*):
-            The student's, CLIP's by default.
+            The student's normalisation. Defaults to CLIP's.
+
+    Raises:
+        ValueError: If the patches of `model` are not square.
     """
 
     def __init__(
@@ -135,9 +158,8 @@ class VideoPandaTeacher:
         self.patch_size = model.config.patch_size
         if not isinstance(self.patch_size, int):
             raise ValueError(f"The teacher needs square patches of one size, not {self.patch_size}.")
-        self.side = max(
-            1, round(vision_config.image_size / 2 / self.patch_size)
-        )  # of the teacher's canvas, in patches
+        # Side of the teacher's canvas, in patches.
+        self.side = max(1, round(vision_config.image_size / 2 / self.patch_size))
         self.hidden_size = model.config.hidden_size
         self.options = {}
         if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
@@ -147,32 +169,63 @@ class VideoPandaTeacher:
     def from_pretrained(
         cls, name_or_path: str, vision_config: VideoPandaVisionConfig, dtype=torch.float32, **normalisation
     ) -> "VideoPandaTeacher":
-        """The vision model, or the vision half of a model such as CLIP, in this folder or of this Hub id, and the
-        normalisation that its image processor says. `normalisation`: `student_mean`, `student_std`."""
+        """
+        Loads a vision model, or the vision part of a model such as CLIP, and the normalisation of its image processor.
+
+        Args:
+            name_or_path (`str`):
+                Folder or Hub id of the model.
+            vision_config (`VideoPandaVisionConfig`):
+                Configuration of the student's STAB.
+            dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
+                Dtype of the teacher's weights.
+            normalisation:
+                `student_mean` and `student_std`, see the class.
+
+        Returns:
+            `VideoPandaTeacher`.
+        """
         model = AutoModel.from_pretrained(name_or_path, dtype=dtype)
         processor = AutoImageProcessor.from_pretrained(name_or_path)
         model = getattr(model, "vision_model", model)
         return cls(model, vision_config, processor.image_mean, processor.image_std, **normalisation)
 
     def to(self, device) -> "VideoPandaTeacher":
+        """Moves the vision model to a device."""
         self.model.to(device)
         return self
 
     def grids(self, video_grid_thw: torch.LongTensor) -> torch.LongTensor:
-        """Frames, rows and columns of each video in the teacher's patches, (videos, 3), from the student's grids."""
+        """
+        Args:
+            video_grid_thw (`torch.LongTensor` of shape `(videos, 3)`):
+                Frames, rows and columns of each video, in the student's patches.
+
+        Returns:
+            `torch.LongTensor` of shape `(videos, 3)`: the same in the teacher's patches.
+        """
         side = self.vision_config.image_size // self.vision_config.patch_size
         rows_columns = (video_grid_thw[:, 1:] * self.side / side).round().long().clamp(min=1)
         return torch.cat([video_grid_thw[:, :1], rows_columns], 1)
 
     @torch.no_grad()
     def __call__(self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.LongTensor) -> torch.Tensor:
-        """Packed patches (patches, channels · p²) of the student's videos → features of the teacher's patches of the
-        same pictures, packed as `grids` says: (patches, teacher size)."""
+        """
+        Args:
+            pixel_values_videos (`torch.Tensor` of shape `(patches, channels · patch_size²)`):
+                Packed patches of the student's videos.
+            video_grid_thw (`torch.LongTensor` of shape `(videos, 3)`):
+                Frames, rows and columns of each video, in the student's patches.
+
+        Returns:
+            `torch.Tensor` of shape `(teacher_patches, teacher_hidden_size)`: features of the same frames, packed by
+            the grids that `grids` returns.
+        """
         grids = frame_grids(self.grids(video_grid_thw.cpu()))
         frames = self.frames(pixel_values_videos, video_grid_thw)
         features = self.model(frames.to(self.model.dtype), output_hidden_states=True, **self.options).hidden_states[-2]
-        features = features[:, -(self.side**2) :]  # without class token or registers, which come first
-        # The pictures' own patches among those of their canvases.
+        features = features[:, -(self.side**2) :]  # drop class token and registers, which come first
+        # Indices of the frames' patches on their canvases.
         frame, position = enumerate_parts(grids.prod(1))
         row, column = position // grids[frame, 1], position % grids[frame, 1]
         top, left = ((self.side - grids[frame]) // 2).unbind(1)
@@ -180,7 +233,17 @@ class VideoPandaTeacher:
         return features.flatten(0, 1)[cells.to(features.device)]
 
     def frames(self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.LongTensor) -> torch.Tensor:
-        """The student's frames as the teacher takes them: (frames, channels, side, side) normalised pixels."""
+        """
+        Args:
+            pixel_values_videos (`torch.Tensor` of shape `(patches, channels · patch_size²)`):
+                Packed patches of the student's videos.
+            video_grid_thw (`torch.LongTensor` of shape `(videos, 3)`):
+                Frames, rows and columns of each video, in the student's patches.
+
+        Returns:
+            `torch.Tensor` of shape `(frames, channels, height, width)`: the teacher's input, normalised, on square
+            canvases.
+        """
         student_grids, grids = frame_grids(video_grid_thw.cpu()), frame_grids(self.grids(video_grid_thw.cpu()))
         pixels = pixel_values_videos.float()
         mean, std, own_mean, own_std = (
@@ -212,8 +275,8 @@ class VideoPandaDistillationOutput(VideoPandaCausalLMOutputWithPast):
 
 class VideoPandaDistillationMixin:
     """
-    A Video-Panda with a distillation head, `distillation_head`. Whatever wraps the model (DDP, FSDP, autocast) treats
-    head and model alike; `save_pretrained` saves the model alone.
+    Adds a submodule `distillation_head` and its loss to the forward. DDP, FSDP and autocast thus treat the head like
+    the model. `save_pretrained` leaves the head out.
     """
 
     @functools.wraps(VideoPandaForConditionalGeneration.forward)  # `Trainer` and `generate` look at the signature
@@ -239,30 +302,36 @@ class VideoPandaDistillationMixin:
             head(hidden_states), tokens, teacher_features, frame_grids(teacher_grid_thw)
         )
         loss = distillation_loss(student, teacher, patches_per_frame, num_frames_in_batch)
-        # The hidden states are of no further use, and large.
+        # The hidden states are large and no longer needed.
         return VideoPandaDistillationOutput(**{**outputs, "hidden_states": None, "distillation_loss": loss})
 
 
 def attach_distillation_head(model: VideoPandaForConditionalGeneration, head: VideoPandaDistillationHead) -> None:
     """
-    Makes the head part of the model, as `distillation_head`, and of its forward: a call with `teacher_features` also
-    gives `distillation_loss`.
+    Adds a distillation head to a model, as its submodule `distillation_head`.
 
-    The forward's new arguments: `teacher_features` (teacher's patches, teacher size), `teacher_grid_thw` (videos, 3)
-    on the CPU, `num_frames_in_batch`. See [`VideoPandaDistillationMixin`].
+    The model's forward then takes `teacher_features` of shape `(teacher_patches, teacher_hidden_size)`,
+    `teacher_grid_thw` of shape `(videos, 3)` on the CPU, and `num_frames_in_batch`. With `teacher_features`, its
+    output also has `distillation_loss`.
+
+    Args:
+        model (`VideoPandaForConditionalGeneration`):
+            The model. It is changed in place.
+        head (`VideoPandaDistillationHead`):
+            The head.
     """
     model.distillation_head = head
     model._keys_to_ignore_on_save.update(f"distillation_head.{name}" for name in head.state_dict())
     plain = type(model)
     if not issubclass(plain, VideoPandaDistillationMixin):
-        # The plain class' name and module, because files name a model's class: `architectures`, PEFT's `auto_mapping`.
+        # Keep the class name and module: saved files contain them (`architectures`, PEFT's `auto_mapping`).
         attributes = {"__module__": plain.__module__}
         model.__class__ = type(plain.__name__, (VideoPandaDistillationMixin, plain), attributes)
 
 
 def patch_positions(config, input_ids: torch.LongTensor, video_grid_thw: torch.LongTensor) -> torch.LongTensor:
-    """Where in the flattened batch (batch · sequence,) LSD's tokens stand, i.e. neither contexts nor `<row>`. They
-    come in the order (video, frame, row, column). `video_grid_thw` is on the CPU."""
+    """Positions of LSD's tokens (not contexts, not `<row>`) in the flattened batch (batch · sequence,), in the order
+    (video, frame, row, column). `video_grid_thw` is on the CPU."""
     vision = config.vision_config
     grids = tuple(map(tuple, video_grid_thw.tolist()))
     layout = lay_out(grids, None, vision.spatial_merge_size, vision.frames_per_clip, vision.use_row_tokens)
@@ -273,23 +342,27 @@ def patch_positions(config, input_ids: torch.LongTensor, video_grid_thw: torch.L
 
 def align_grids(student, student_grids, teacher, teacher_grids):
     """
-    Average-pools whichever has the finer grid, in rows and in columns, until both coincide.
+    Average-pools student and teacher to the smaller of their grids, in rows and in columns.
 
-    Args: packed features (patches, D) and the rows and columns of each frame (frames, 2), of student and teacher.
-    Returns: both features on the same grids, and the patches of each frame (frames,).
+    Args:
+        student, teacher: packed features (patches, D).
+        student_grids, teacher_grids: rows and columns of each frame, (frames, 2).
+
+    Returns:
+        Both features on the same grids, and the number of patches of each frame (frames,).
     """
     grids = torch.minimum(student_grids, teacher_grids)
     return pool(student, student_grids, grids), pool(teacher, teacher_grids, grids), grids.prod(1)
 
 
 def pool(features: torch.Tensor, grids: torch.LongTensor, targets: torch.LongTensor) -> torch.Tensor:
-    """Packed features (patches, D) of frames of these grids (frames, 2) → averaged down to the target grids."""
+    """Average-pools packed features (patches, D) of frames from their grids (frames, 2) to the target grids."""
     if torch.equal(grids, targets):
         return features
     first = targets.prod(1).cumsum(0) - targets.prod(1)
     parts, places = [], []
     for (rows, columns), frames, patches in frames_by_shape(grids):
-        # One shape has one target, for both follow from the student's grid.
+        # Frames of one shape have one target: both follow from the student's grid.
         target = targets[frames[0]].tolist()
         pictures = features[patches.to(features.device)].view(len(frames), rows, columns, -1).permute(0, 3, 1, 2)
         parts.append(F.adaptive_avg_pool2d(pictures, target).permute(0, 2, 3, 1).flatten(0, 2))
@@ -298,15 +371,15 @@ def pool(features: torch.Tensor, grids: torch.LongTensor, targets: torch.LongTen
 
 
 def frame_grids(video_grid_thw: torch.LongTensor) -> torch.LongTensor:
-    """Rows and columns of every frame, (frames, 2), of videos (videos, 3)."""
+    """Grids of videos (videos, 3) → rows and columns of every frame (frames, 2)."""
     return video_grid_thw[:, 1:].repeat_interleave(video_grid_thw[:, 0], dim=0)
 
 
 def frames_by_shape(
     grids: torch.LongTensor,
 ) -> Iterator[tuple[tuple[int, int], torch.LongTensor, torch.LongTensor]]:
-    """Of each distinct shape (rows, columns) among the grids (frames, 2): the frames that have it, (n,), and their
-    packed patches, (n · rows · columns,)."""
+    """Yields each distinct shape (rows, columns) of the grids (frames, 2), the indices of its frames (n,), and those
+    of their packed patches (n · rows · columns,)."""
     patches = grids.prod(1)
     first = patches.cumsum(0) - patches
     for rows, columns in grids.unique(dim=0).tolist():
@@ -319,7 +392,8 @@ def load_head(head: VideoPandaDistillationHead, file_or_folder: str) -> None:
     Loads a head's weights.
 
     Raises:
-        FileNotFoundError, ValueError: if there is no such file, if it is of another LLM or teacher.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the head is for another LLM or teacher.
     """
     path = Path(file_or_folder)
     path = path / HEAD_FILE if path.is_dir() else path
@@ -330,8 +404,8 @@ def load_head(head: VideoPandaDistillationHead, file_or_folder: str) -> None:
 
 
 def save_head(head: VideoPandaDistillationHead, folder: Path | None) -> None:
-    """Writes a head's weights into the folder. Under FSDP2 every process calls this; those without a folder only
-    give their shards."""
+    """Saves a head's weights in the folder. Under FSDP2 all processes must call this, because gathering the shards is
+    collective; those that pass `None` write nothing."""
     state = {
         name: value.full_tensor() if hasattr(value, "full_tensor") else value
         for name, value in head.state_dict().items()

@@ -8,10 +8,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from .arguments import VideoPandaTrainingArguments
 
 
-# `target_modules` of a PEFT configuration: every linear map of the LLM, none of STAB, projector, heads. For LLMs that
-# call their maps q_proj, …, down_proj, as Llama, Qwen, SmolLM, Mistral, Gemma and Phi do.
+# For `target_modules` of a PEFT configuration: every linear layer of the LLM, none of STAB, projector or heads. Works
+# for LLMs with layers named q_proj, …, down_proj: Llama, Qwen, SmolLM, Mistral, Gemma, Phi.
 LANGUAGE_MODEL_LINEARS = r".*\.language_model\..*_proj"
-# `modules_to_save` of a PEFT configuration: what is trained in full beside the adapters, and saved with them.
+# For `modules_to_save` of a PEFT configuration: trained in full, and saved with the adapters.
 STAB_AND_PROJECTOR = ["vision_tower", "multi_modal_projector"]
 
 PART = re.compile(r"(?:^|\.)(vision_tower|multi_modal_projector|distillation_head)\.")
@@ -19,8 +19,10 @@ PART = re.compile(r"(?:^|\.)(vision_tower|multi_modal_projector|distillation_hea
 
 def freeze_parts(model: nn.Module, args: VideoPandaTrainingArguments) -> None:
     """
-    Freezes what `args` says is not to be trained. A STAB that is frozen, by whomever, stays in evaluation mode, also
-    after `train()`: else batch norm's statistics would go on changing, and dropout blur what it gives.
+    Freezes the parts that `args` does not train.
+
+    A frozen STAB stays in eval mode, even after `train()`, so that its batch norm statistics do not change and its
+    dropout stays off.
     """
     trained = {
         "vision_tower": args.train_vision,
@@ -38,16 +40,16 @@ def freeze_parts(model: nn.Module, args: VideoPandaTrainingArguments) -> None:
 
 def keep_in_step(model: nn.Module, alone: bool = False) -> None:
     """
-    Gives STAB and projector gradients of zero, where a part of a batch gives them none: that has no video, or nothing
-    but pictures, which leave alone what looks across time.
+    Gives STAB and projector zero gradients where a micro-batch gives them none.
 
-    Processes exchange the gradients that they have: FSDP fails, and DDP may wait for ever, where one has fewer. One
-    that is `alone` needs this for text only, where nothing else may have any: the language model may be frozen.
+    A micro-batch without videos uses neither of them. One with only pictures does not use the temporal layers.
+    Processes exchange gradients: if one has fewer, FSDP fails and DDP may hang. A single process (`alone`) needs this
+    only for text: with a frozen LLM, the loss would have no gradient at all.
     """
 
     def touch(model, _, inputs: dict, outputs):
         lacks_some = inputs.get("pixel_values_videos") is None if alone else not has_moving_video(inputs)
-        # ZeRO-3 has taken the parameters apart here; `compute_loss` sees to it that all processes need the same.
+        # ZeRO-3 has partitioned the parameters; there, `compute_loss` checks that all processes use the same ones.
         if model.training and lacks_some and not is_deepspeed_zero3_enabled():
             unused = [*model.vision_tower.parameters(), *model.multi_modal_projector.parameters()]
             zero = sum(parameter.sum() for parameter in unused if parameter.requires_grad) * 0.0
@@ -69,11 +71,11 @@ def module_of(parameter_name: str) -> str | None:
 
 
 def part_of(parameter_name: str) -> str:
-    """Which learning rate a parameter has: `vision`, `language` or `distillation`."""
+    """The part whose learning rate a parameter has: `vision`, `language` or `distillation`."""
     parts = {"vision_tower": "vision", "multi_modal_projector": "vision", "distillation_head": "distillation"}
     return parts.get(module_of(parameter_name), "language")
 
 
 def base_model(model: nn.Module) -> nn.Module:
-    """The model itself, out of the PEFT model around it if there is one."""
+    """The model without a PEFT wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,4 +1,4 @@
-"""`VideoPandaTrainer`: `transformers.Trainer` with the model's parts told apart, and with distillation."""
+"""`VideoPandaTrainer`: `transformers.Trainer` with a learning rate per part, and with distillation."""
 
 import os
 import re
@@ -33,36 +33,46 @@ from .parts import base_model, freeze_parts, has_moving_video, keep_in_step, par
 
 CHARACTERS_PER_TOKEN = 4
 TOKENS_PER_VIDEO = 2184
-BATCHES_SORTED = 50  # by length, at a time
+BATCHES_SORTED = 50  # batches to sort by length at a time
 
-# What a model card says of a training, beside its length and the arguments of this package.
+# Training arguments in a model card, besides the training's length and the arguments of this package.
 SETTINGS = ["learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim"]
 SETTINGS += ["adam_beta1", "adam_beta2", "bf16", "fp16", "seed"]
 
 
 class VideoPandaTrainer(Trainer):
     r"""
-    `transformers.Trainer`, and beyond it
+    `transformers.Trainer` for Video-Panda. In addition, it
 
-    * trains the parts that `args` says (those it does not name stay as they are: `requires_grad` of a model with PEFT
-      adapters is PEFT's choice), each with its own learning rate;
-    * adds `args.distillation_weight` · distillation to the loss, if there is an `args.distillation_teacher`. Both
-      terms are means over the whole batch: over its tokens, over its frames, whatever it is split into. The head is
-      trained with the model and saved beside it, as `distillation_head.safetensors`; the teacher is never saved;
-    * logs `language_loss`, `distillation_loss`, `tokens_per_second` (without padding) and `videos_per_second`, over
-      all processes; evaluation and saving do not count as time;
-    * computes logits only where a label follows, unless predictions are asked for or `compute_loss_func` wants them
-      all: a video has thousands of positions, its answer a few;
-    * with `train_sampling_strategy="group_by_length"`, puts examples with videos together, and those without;
-    * gives a `VideoPandaDataCollator` the dataset for rows that stand in for a batch of nothing but bad ones;
-    * writes a model card with what it knows of the training, never over one that was edited by hand.
+    * freezes the parts that `args` does not train, and gives each part its own learning rate. It unfreezes nothing:
+      with PEFT adapters, PEFT decides what is trained;
+    * adds `args.distillation_weight` · distillation loss [eq. 19] to the loss, if `args.distillation_teacher` is set.
+      The language model's loss is the mean over all tokens of the batch, the distillation loss the mean over all its
+      frames, however the batch is split. The head is trained with the model and saved beside it, as
+      `distillation_head.safetensors`. The teacher is never saved;
+    * logs `language_loss`, `distillation_loss`, `tokens_per_second` (without padding) and `videos_per_second` over
+      all processes. The time of evaluation and saving is left out;
+    * computes logits only for positions with a label, because a video has thousands of positions and its answer a few.
+      Predictions and `compute_loss_func` get all logits;
+    * with `train_sampling_strategy="group_by_length"`, batches examples of similar length, estimated from their text
+      and number of videos;
+    * passes the dataset to a `VideoPandaDataCollator` as `stand_ins`;
+    * writes a model card about the training, but never over a card that was edited by hand.
 
-    The evaluation loss is the language model's alone.
+    The evaluation loss is the language model's loss only.
+
+    Args:
+        model (`torch.nn.Module`):
+            A `VideoPandaForConditionalGeneration`, or a PEFT model around one.
+        args (`VideoPandaTrainingArguments`):
+            The training arguments.
+        positional, keywords:
+            Further arguments of `transformers.Trainer`.
 
     Raises:
-        ValueError: for a teacher together with DeepSpeed ZeRO-3 or FSDP1, for several GPUs in one process, for label
-            smoothing (which `Trainer` would apply without shifting the labels); under DeepSpeed ZeRO-3, for a batch of
-            which some processes have videos and others pictures or text alone.
+        ValueError: If a teacher is used with DeepSpeed ZeRO-3 or FSDP1; with several GPUs in one process; with label
+            smoothing (`Trainer` would apply it to labels that are not shifted); under DeepSpeed ZeRO-3, if some
+            processes have videos in their part of the batch and others only pictures or text.
     """
 
     args: VideoPandaTrainingArguments
@@ -90,6 +100,7 @@ class VideoPandaTrainer(Trainer):
     # Distillation
 
     def load_teacher(self) -> VideoPandaTeacher:
+        """Loads `args.distillation_teacher` in the dtype of mixed precision. Raises `ValueError` for FSDP1, ZeRO-3."""
         if self.is_fsdp_enabled and not getattr(self.accelerator, "is_fsdp2", False):
             raise ValueError(
                 "Distillation does not work with FSDP1, which flattens the head's weights together with the model's: "
@@ -112,6 +123,7 @@ class VideoPandaTrainer(Trainer):
         ).to(self.args.device)
 
     def add_distillation_head(self) -> VideoPandaDistillationHead:
+        """Attaches a head to the model: new, or loaded from `args.distillation_head`."""
         model = base_model(self.model)
         text_config = model.config.text_config
         head = VideoPandaDistillationHead(
@@ -123,7 +135,7 @@ class VideoPandaTrainer(Trainer):
         return head
 
     def get_batch_samples(self, *positional, **keywords):
-        """As in `Trainer`: the parts of the next step's batch and their tokens. Counts their frames as well."""
+        """`Trainer`'s micro-batches of the next step and their number of tokens. Also counts their frames."""
         if self._started is None:
             self._started = time.perf_counter()
         self._steps += 1
@@ -137,6 +149,7 @@ class VideoPandaTrainer(Trainer):
         return parts, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """`Trainer`'s loss plus, in training with a teacher, the weighted distillation loss [eq. 19]."""
         if self.args.world_size > 1 and is_deepspeed_zero3_enabled():
             kinds = torch.tensor([has_moving_video(inputs), inputs.get("pixel_values_videos") is not None])
             if len(self.accelerator.gather(kinds[None].to(self.args.device)).unique(dim=0)) > 1:
@@ -148,7 +161,7 @@ class VideoPandaTrainer(Trainer):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-        if self.compute_loss_func is None:  # that wants all logits
+        if self.compute_loss_func is None:  # a function of the user needs all logits
             inputs = {**inputs, "logits_to_keep": labels_after(inputs["labels"]) != -100}
         if self.teacher is not None:
             inputs = {**inputs, **self.distillation_inputs(inputs)}
@@ -156,7 +169,7 @@ class VideoPandaTrainer(Trainer):
         terms = [loss.detach()]
         if self.teacher is not None:
             distillation = outputs["distillation_loss"]
-            if self.args.average_tokens_across_devices:  # gradients are averaged, the loss is this process' share
+            if self.args.average_tokens_across_devices:  # DDP averages gradients, but this loss is a share of the sum
                 distillation = distillation * self.args.world_size
             loss = loss + self.args.distillation_weight * distillation
             terms.append(distillation.detach())
@@ -164,12 +177,13 @@ class VideoPandaTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """`Trainer`'s prediction step. If only the loss is needed, computes logits only for positions with a label."""
         if prediction_loss_only and self.compute_loss_func is None and inputs.get("labels") is not None:
             inputs = {**inputs, "logits_to_keep": labels_after(inputs["labels"]) != -100}
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def distillation_inputs(self, inputs: dict) -> dict:
-        """What the model with a head attached takes beside its own inputs."""
+        """The additional inputs of a model with a distillation head."""
         if inputs.get("pixel_values_videos") is None:
             grids = torch.zeros(0, 3, dtype=torch.long)
             features = torch.zeros(0, self.teacher.hidden_size, device=self.args.device)
@@ -185,7 +199,7 @@ class VideoPandaTrainer(Trainer):
     # Parts
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """`Trainer`'s own, its groups (with and without weight decay) split by part."""
+        """`Trainer`'s optimizer with its groups (with and without weight decay) split by part."""
         if self.optimizer is None:
             super().create_optimizer(model)
             part_of_parameter = {
@@ -200,12 +214,14 @@ class VideoPandaTrainer(Trainer):
         return self.optimizer
 
     def learning_rates(self, default: float) -> dict[str, float]:
+        """The learning rate of each part: `vision`, `language`, `distillation`."""
         rates = {part: getattr(self.args, f"{part}_learning_rate") for part in ("vision", "language", "distillation")}
         return {part: default if rate is None else rate for part, rate in rates.items()}
 
     # Data and logs
 
     def get_train_dataloader(self) -> DataLoader:
+        """`Trainer`'s DataLoader. With `group_by_length`, the lengths are estimated from the messages."""
         dataset = self.train_dataset
         if self.is_grouped(dataset):
             args = self.args
@@ -220,23 +236,25 @@ class VideoPandaTrainer(Trainer):
             self.train_dataset = dataset
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """`Trainer`'s DataLoader, whose collator takes its stand-ins from the same dataset."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         with self.settings_for(self.eval_dataset[dataset] if isinstance(dataset, str) else dataset):
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
+        """`Trainer`'s DataLoader, whose collator takes its stand-ins from the same dataset."""
         with self.settings_for(test_dataset):
             return super().get_test_dataloader(test_dataset)
 
     def is_grouped(self, dataset) -> bool:
-        """Whether to tell the lengths by the messages, which `Trainer` cannot."""
+        """Whether to group by length, with lengths estimated from `messages` (`Trainer` needs `input_ids`)."""
         grouped = self.args.train_sampling_strategy == "group_by_length" and hasattr(dataset, "__len__")
         return grouped and len(dataset) > 0 and "messages" in dataset[0]
 
     @contextmanager
     def settings_for(self, dataset):
-        """While `Trainer` makes the loader of a dataset: rows of it stand in for bad ones, and it is read in its own
-        order where `Trainer` could not tell the lengths."""
+        """While `Trainer` builds a DataLoader: the collator takes its stand-ins from `dataset`, and a dataset that is
+        grouped here is read sequentially."""
         collator, strategy = self.data_collator, self.args.train_sampling_strategy
         if (
             isinstance(collator, VideoPandaDataCollator)
@@ -252,7 +270,7 @@ class VideoPandaTrainer(Trainer):
             self.data_collator, self.args.train_sampling_strategy = collator, strategy
 
     def count(self, inputs: dict, terms: list[torch.Tensor]) -> None:
-        """Adds tokens, videos and the loss terms of a part of a batch to what the next log reports."""
+        """Adds the tokens, videos and loss terms of a micro-batch to the next log."""
         grids, mask = inputs.get("video_grid_thw"), inputs.get("attention_mask")
         tokens = inputs["input_ids"].numel() if mask is None else mask.sum()
         counts = [tokens, 0 if grids is None else len(grids), *terms]
@@ -260,6 +278,7 @@ class VideoPandaTrainer(Trainer):
         self._sums = counts if self._sums is None else self._sums + counts
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """`Trainer`'s log, plus the loss terms and speeds since the last one."""
         if "loss" in logs and self._sums is not None:
             tokens, videos, *terms = self.accelerator.reduce(self._sums, "sum").tolist()
             self.stop_clock()
@@ -270,20 +289,32 @@ class VideoPandaTrainer(Trainer):
         super().log(logs, start_time)
 
     def stop_clock(self) -> None:
-        """Until the next batch is fetched, time does not count."""
+        """Stops the clock of the speeds until the next batch is fetched."""
         if self._started is not None:
             self._seconds += time.perf_counter() - self._started
             self._started = None
 
     def evaluate(self, *positional, **keywords) -> dict[str, float]:
+        """`Trainer`'s evaluation. Its time does not count for the speeds."""
         self.stop_clock()
         return super().evaluate(*positional, **keywords)
 
     # Checkpoints
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional, **keywords):
-        """As in `Trainer`; the distillation head goes on as well. `True` is the last complete checkpoint."""
-        if resume_from_checkpoint is True:  # without any, `Trainer` says what is missing
+        """
+        `Trainer`'s training. Resuming also restores the distillation head.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                Folder of a checkpoint. `True` is the last complete checkpoint in `args.output_dir`.
+            positional, keywords:
+                Further arguments of `Trainer.train`.
+
+        Returns:
+            `transformers.trainer_utils.TrainOutput`.
+        """
+        if resume_from_checkpoint is True:  # if there is none, `Trainer` raises the error
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir) or True
         self.load_head_of(resume_from_checkpoint)
         output = super().train(resume_from_checkpoint, *positional, **keywords)
@@ -292,21 +323,22 @@ class VideoPandaTrainer(Trainer):
         return output
 
     def load_head_of(self, checkpoint: str | bool | None) -> None:
-        # The checkpoints of FSDP and DeepSpeed have the head among the model's own weights.
+        """Loads the distillation head from a checkpoint's folder, if there is a teacher."""
+        # FSDP and DeepSpeed checkpoints hold the head among the model's weights.
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if self.teacher is not None and not sharded and isinstance(checkpoint, (str, os.PathLike)):
             load_head(self.distillation_head, checkpoint)
 
     def save_model(self, output_dir: str | None = None, *positional, **keywords) -> None:
-        """As in `Trainer`; the distillation head goes into a file of its own."""
+        """`Trainer`'s saving. The distillation head gets its own file."""
         self.stop_clock()
         folder = Path(output_dir or self.args.output_dir)
-        if self.teacher is not None:  # before the rest, which may be pushed at once
+        if self.teacher is not None:  # first, because `save_model` may push the folder
             save_head(self.distillation_head, folder if self.args.should_save else None)
         super().save_model(output_dir, *positional, **keywords)
         if self.args.push_to_hub and self.args.should_save and folder != Path(self.args.output_dir):
-            # `Trainer` pushes a checkpoint's weights and configuration from the output folder. The code that the
-            # configuration names belongs to them.
+            # `Trainer` copies a checkpoint's weights and configuration to the output folder and pushes that. The
+            # configuration names code files, so they must be there too.
             for module in folder.glob("*.py"):
                 shutil.copy(module, self.args.output_dir)
 
@@ -314,8 +346,12 @@ class VideoPandaTrainer(Trainer):
 
     def create_model_card(self, **options) -> None:
         """
-        Writes the model card of the output folder, with `Trainer`'s options: `license`, `tags`, `dataset`, …. One
-        that was edited by hand is kept: the folder's, or else, where this is pushed, the repository's.
+        Writes the model card to the output folder.
+
+        A card that was edited by hand is kept: the one in the folder, or else the one in the Hub repository.
+
+        Args:
+            options: the options of `Trainer.create_model_card`: `license`, `tags`, `dataset`, ….
         """
         if not self.is_world_process_zero():
             return
@@ -324,7 +360,7 @@ class VideoPandaTrainer(Trainer):
             file.write_text(text, encoding="utf-8")
             return
         if base_model(self.model) is not self.model:
-            return super().create_model_card(**options)  # PEFT adds to it what is to be known of adapters
+            return super().create_model_card(**options)  # PEFT completes this card
         history, datasets, tags = self.state.log_history, options.get("dataset"), options.get("tags")
         facts = ModelFacts(
             self.model.config,
@@ -341,7 +377,7 @@ class VideoPandaTrainer(Trainer):
         file.write_text(str(card), encoding="utf-8")
 
     def training_settings(self) -> dict[str, object]:
-        """What a model card says of the training's settings."""
+        """The training settings in a model card."""
         args, inherited = self.args, {field.name for field in fields(TrainingArguments)}
         own = [field.name for field in fields(VideoPandaTrainingArguments) if field.name not in inherited]
         if self.teacher is None:
@@ -352,7 +388,7 @@ class VideoPandaTrainer(Trainer):
         return {name: getattr(value, "value", value) for name, value in settings.items() if value is not None}
 
     def written_card(self) -> str | None:
-        """The model card that someone wrote, if there is one: the output folder's, or the repository's."""
+        """A card edited by hand, in the output folder or the Hub repository; `None` if there is none."""
         args, api = self.args, HfApi(token=self.args.hub_token)
         files = [Path(args.output_dir) / CARD]
         if self.hub_model_id is not None and api.file_exists(self.hub_model_id, CARD, revision=args.hub_revision):
@@ -363,26 +399,26 @@ class VideoPandaTrainer(Trainer):
 
 class GroupedDataset(Dataset):
     """
-    A dataset in a random order in which neighbours are about as long as each other.
+    A dataset in random order, with neighbours of similar length.
 
-    The order follows from seed and epoch: a run that goes on in the middle of a later epoch sees the rest of that
-    epoch, and nothing twice. The longest example comes first, so that too little memory shows at once.
+    The order depends only on seed and epoch. A resumed run sees exactly the rest of its epoch. The longest example
+    comes first, so that a lack of memory shows at once.
 
     Args:
-        dataset: what has `__len__` and `__getitem__`.
-        lengths: the length of each example.
-        batch_size: examples of a batch, whatever it is split into.
-        seed: of the order.
+        dataset: has `__len__` and `__getitem__`.
+        lengths: length of each example.
+        batch_size: examples of a whole batch, over all micro-batches.
+        seed: seed of the order.
     """
 
     def __init__(self, dataset, lengths: Sequence[int], batch_size: int, seed: int):
         self.dataset, self.lengths, self.seed = dataset, torch.tensor(lengths), seed
         self.stretch = batch_size * max(1, min(BATCHES_SORTED, len(lengths) // (4 * batch_size)))
-        self.order = torch.arange(len(lengths)).share_memory_()  # workers that live on see the next epoch's
+        self.order = torch.arange(len(lengths)).share_memory_()  # persistent workers must see the next epoch's order
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """The DataLoader of accelerate calls this at the start of an epoch."""
+        """Called by accelerate's DataLoader at the start of an epoch."""
         order = torch.randperm(len(self.lengths), generator=torch.Generator().manual_seed(self.seed + epoch))
         longest = int((order == self.lengths.argmax()).nonzero())
         order[[0, longest]] = order[[longest, 0]]
@@ -397,7 +433,7 @@ class GroupedDataset(Dataset):
 
 
 def estimate_length(messages: list[dict]) -> int:
-    """Tokens of a conversation, roughly: its videos count more than any text."""
+    """Roughly the tokens of a conversation, mostly those of its videos."""
     contents = [message["content"] for message in messages]
     parts = [part for content in contents if not isinstance(content, str) for part in content]
     characters = sum(len(content) for content in contents if isinstance(content, str))
@@ -410,7 +446,7 @@ def listed(value: str | list[str] | None) -> list[str]:
 
 
 def metrics_of(entry: dict[str, float]) -> dict[str, float]:
-    """What an evaluation measured, by the names of a model card, if an entry of `log_history` is of one."""
+    """The metrics of a `log_history` entry by their name in a model card; empty if it is not an evaluation's."""
     if "eval_loss" not in entry:
         return {}
     speed = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
@@ -438,7 +474,16 @@ def in_short(value) -> str:
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest `checkpoint-N` that was written to its end, if any: a killed run may leave half of one behind."""
+    """
+    Finds the newest complete `checkpoint-N`. A killed run may leave an incomplete one.
+
+    Args:
+        output_dir (`str` or `Path`):
+            The output folder of a training.
+
+    Returns:
+        `str` or `None`: its folder, or `None` if there is no complete checkpoint.
+    """
     complete = {
         int(found[1]): file.parent
         for file in Path(output_dir).glob("checkpoint-*/trainer_state.json")
