@@ -118,6 +118,13 @@ def test_the_files_that_the_pages_name_are_there():
         assert not [name for name in sorted(named) if not (REPOSITORY / name).exists()], page
 
 
+def test_each_setting_of_a_training_is_on_its_page():
+    (arguments,) = [file for file in SOURCES if file.name == "arguments.py"]
+    fields = re.findall(r"^    (\w+): .* = field\(", arguments.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(fields) > 8
+    assert not [name for name in fields if f"`{name}" not in PAGES["training"]]
+
+
 def test_each_error_class_has_its_place_in_troubleshooting():
     defined = {
         node.name
