@@ -106,7 +106,7 @@ def compatibility(session):
 
 @nox.session(python=[matrix.OLDEST_PYTHON])
 def docs(session):
-    """Build the documentation. A warning fails it: a broken link, a missing page, an argument that does not exist."""
+    """Build the documentation. A warning fails it: a broken link, a missing page, a name that is not in the code."""
     with fresh_copy(session) as copy, session.chdir(copy):
         install(session, ".[docs]")
         session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})

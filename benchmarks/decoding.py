@@ -187,9 +187,9 @@ def cell(result: dict) -> str:
     return result.get("failed") or f"{result['seconds']:.3f} ({result['megabytes']:.0f})"
 
 
-def ratio(other: dict, ours: dict) -> float | None:
-    """`None` for a reader that failed or is not installed."""
-    return None if "failed" in other else other["seconds"] / ours["seconds"]
+def ratio(other: dict, ours: dict) -> float | str:
+    """A text for a reader that failed or is not installed."""
+    return other.get("failed") or other["seconds"] / ours["seconds"]
 
 
 def videos_per_second(path: Path, workers: int, count: int = 60) -> float:

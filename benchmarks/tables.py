@@ -50,7 +50,7 @@ its input. STAB has {result["stab_parameters"] / 1e6:.1f} M parameters, the proj
 
 
 def decoding(result: dict) -> str:
-    """`rows` have `video`, seconds of ours, and how many times as long others take; `None` for one that failed."""
+    """`rows` have `video`, seconds of ours, and how many times as long others take, or why they do not."""
     lines = [["video", *("`decode_video`", "`load_video(pyav)`", "decord", "torchcodec")]]
     lines[0] += ["to `pixel_values_videos`", "… after `load_video(pyav)`"]
     for row in result["rows"]:
@@ -65,8 +65,8 @@ def decoding(result: dict) -> str:
 {alone:.1f} videos/s of the 10 s kind with no worker and {two:.1f} with two."""
 
 
-def times(factor: float | None) -> str:
-    return "fails" if factor is None else f"{factor:#.3g}".rstrip(".") + " ×"
+def times(factor: float | str) -> str:
+    return factor if isinstance(factor, str) else f"{factor:#.3g}".rstrip(".") + " ×"
 
 
 def training(result: dict) -> str:

@@ -92,7 +92,8 @@ def test_the_benchmarks_page_has_the_tables_of_the_results():
 
 
 def test_a_reader_that_failed_is_said_to_fail():
-    assert [tables.times(factor) for factor in (None, 1.092, 16.0, 102.4)] == ["fails", "1.09 ×", "16.0 ×", "102 ×"]
+    given = {"fails": "fails", 1.092: "1.09 ×", 16.0: "16.0 ×", 102.4: "102 ×"}
+    assert [tables.times(factor) for factor in given] == list(given.values())
 
 
 def test_the_pictures_are_what_the_script_makes():
