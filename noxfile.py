@@ -5,6 +5,7 @@
     nox -s newest-3.12          one cell; `-- keep` leaves its environment in `.nox`
     nox -s exchange             checkpoints between the newest and the oldest release
     nox -s compatibility        results → docs/compatibility.md
+    nox -s docs                 the site of documentation, without a warning
 
 A Python that is not installed is skipped. An environment takes about 6 GB and is deleted after its cell.
 """
@@ -101,6 +102,14 @@ def compatibility(session):
     matrix.PAGE.parent.mkdir(exist_ok=True)
     matrix.PAGE.write_text(matrix.compatibility_page(rows, earlier), encoding="utf-8")
     print(matrix.plain_table(rows))
+
+
+@nox.session(python=[matrix.OLDEST_PYTHON])
+def docs(session):
+    """Build the documentation. A warning fails it: a broken link, a missing page, a name that is not in the code."""
+    with fresh_copy(session) as copy, session.chdir(copy):
+        install(session, ".[docs]")
+        session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @contextmanager

@@ -29,6 +29,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from tables import finish
+
 
 MB, GB = 10**6, 10**9
 HIDDEN, INTERMEDIATE, VOCABULARY, STAB, PATCH = 4096, 11008, 32000, 1024, 14
@@ -68,6 +70,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32, help="of the language model (default: 32, as released)")
     parser.add_argument("--frames", type=int, default=4, help="of the video in the prompt (default: 4)")
     parser.add_argument("--folder", type=Path, help="where to make the temporary folder (default: the system's)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE, for tables.py")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that SIGTERM also deletes the folder
 
@@ -80,21 +83,33 @@ def main() -> None:
         print(f"{len(shapes)} tensors in {len(files)} .bin files, {size / GB:.2f} GB; largest {largest / MB:.0f} MB")
 
         bound = 2 * largest + 500 * MB
-        print(f"\n| memory: at most {bound / MB:,.0f} MB | time | peak memory | of it, the process's own |")
-        print("|---|---:|---:|---:|")
-        print_row("imports alone", measure([sys.executable, "-c", IMPORTS]))
+        imports = measure([sys.executable, "-c", IMPORTS])
         conversion = measure([sys.executable, "-c", CONVERT, str(source), str(target)])
-        print_row(f"conversion, {size / GB / conversion.seconds:.2f} GB/s", conversion)
         if conversion.resident > bound:
             raise SystemExit("The conversion needs more memory than 2 × the largest tensor + 500 MB.")
 
         answer = measure([sys.executable, "-c", ANSWER, str(target), str(arguments.frames)])
-        print_row("loading the result, and an answer", answer)
-        print("\nLoaded in {} s; a prompt of {} tokens and {} of answer took {} s.".format(*answer.output.split()))
+    load_seconds, prompt, tokens, answer_seconds = map(float, answer.output.split())
+    result = {
+        "rows": [
+            row("`import video_panda_hf.conversion` alone", imports),
+            row("conversion", conversion),
+            row('loading the result with `device_map="auto"`, and an answer', answer),
+        ],
+        "gigabytes": size / GB,
+        "files": len(files),
+        "largest_megabytes": largest / MB,
+        "load_seconds": load_seconds,
+        "prompt_tokens": int(prompt),
+        "answer_tokens": int(tokens),
+        "answer_seconds": answer_seconds,
+    }
+    finish("conversion", result, arguments.json)
 
 
-def print_row(name: str, process: "Measured"):
-    print(f"| {name} | {process.seconds:.1f} s | {process.resident / MB:,.0f} MB | {process.own / MB:,.0f} MB |")
+def row(name: str, process: "Measured") -> dict:
+    megabytes = {"megabytes": process.resident / MB, "own_megabytes": process.own / MB}
+    return {"name": name, "seconds": process.seconds, **megabytes}
 
 
 # The checkpoint

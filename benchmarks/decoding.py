@@ -1,6 +1,6 @@
 """Time and memory to read 8 frames of a video, compared with other libraries.
 
-    python benchmarks/decoding.py [--folder FOLDER] [--repeats 5]
+    python benchmarks/decoding.py [--folder FOLDER] [--repeats 5] [--json FILE]
 
 Videos of a moving pattern are encoded in a temporary folder; long ones repeat a minute. Every cell is measured in its
 own process: the fastest of some repeats, and the peak growth of the process.
@@ -22,6 +22,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from tables import finish
+
 
 RATE = 25
 NUM_FRAMES = 8
@@ -35,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="where to keep the videos; default: a temporary folder")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE, for tables.py")
     parser.add_argument("--measure", nargs=2, metavar=("READER", "VIDEO"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -44,8 +47,9 @@ def main() -> None:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         videos = make_videos(folder)
-        print_ratios(print_times(videos, arguments.repeats))
-        print_throughput(videos["720p h264, 10 s"])
+        times = print_times(videos, arguments.repeats)
+        rates = {str(workers): videos_per_second(videos["720p h264, 10 s"], workers) for workers in (0, 2)}
+        finish("decoding", {**ratios(times), "videos_per_second": rates}, arguments.json)
 
 
 # Readers: functions of a path. Each is imported only in the process that measures it.
@@ -158,38 +162,45 @@ def print_times(videos: dict[str, Path], repeats: int) -> dict[str, dict[str, di
     return results
 
 
-def print_ratios(results: dict[str, dict[str, dict]]) -> None:
-    print("\nTimes as long as decode_video (the last column: as long as to pixel_values_videos)")
+def ratios(results: dict[str, dict[str, dict]]) -> dict:
+    """Seconds of `decode_video` and of the processor, and how many times as long the others take."""
+    rows = []
     for video, row in results.items():
         ours, whole = row["decode_video"], row["to pixel_values_videos"]
-        others = [(row[name], ours) for name in ("load_video(pyav)", "decord", "torchcodec")]
-        others.append((row["… after load_video(pyav)"], whole))
-        print(f"{video:<{WIDTH}}" + "".join(f"{ratio(*pair):>26}" for pair in others))
+        rows.append(
+            {
+                "video": video,
+                "decode_video_seconds": ours["seconds"],
+                "load_video": ratio(row["load_video(pyav)"], ours),
+                "decord": ratio(row["decord"], ours),
+                "torchcodec": ratio(row["torchcodec"], ours),
+                "processor_seconds": whole["seconds"],
+                "processor_after_load_video": ratio(row["… after load_video(pyav)"], whole),
+            }
+        )
     minute, half_hour = (results[f"720p h264, {length}"]["decode_video"] for length in ("1 min", "30 min"))
     growth = half_hour["megabytes"] - minute["megabytes"]
-    print(f"\n30 min against 1 min: {ratio(half_hour, minute)} the time, {growth:+.0f} MB")
+    return {"rows": rows, "half_hour_against_minute": {"time": ratio(half_hour, minute), "megabytes": growth}}
 
 
 def cell(result: dict) -> str:
     return result.get("failed") or f"{result['seconds']:.3f} ({result['megabytes']:.0f})"
 
 
-def ratio(other: dict, ours: dict) -> str:
-    return "-" if "failed" in other or "failed" in ours else f"{other['seconds'] / ours['seconds']:.2f}x"
+def ratio(other: dict, ours: dict) -> float | str:
+    """A text for a reader that failed or is not installed."""
+    return other.get("failed") or other["seconds"] / ours["seconds"]
 
 
-def print_throughput(path: Path, count: int = 60) -> None:
-    """Prints the videos per second of a DataLoader that turns files into `pixel_values_videos`."""
+def videos_per_second(path: Path, workers: int, count: int = 60) -> float:
+    """The rate of a DataLoader that turns files into `pixel_values_videos`."""
     from torch.utils.data import DataLoader
 
-    read = processor_reader()
-    for workers in (0, 2):
-        loader = DataLoader([str(path)] * count, batch_size=None, num_workers=workers, collate_fn=read)
-        start = time.perf_counter()
-        for _ in loader:
-            pass
-        rate = count / (time.perf_counter() - start)
-        print(f"DataLoader, {workers} workers: {rate:.1f} videos/s to pixel_values_videos")
+    loader = DataLoader([str(path)] * count, batch_size=None, num_workers=workers, collate_fn=processor_reader())
+    start = time.perf_counter()
+    for _ in loader:
+        pass
+    return count / (time.perf_counter() - start)
 
 
 # Making the videos

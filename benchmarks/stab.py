@@ -13,6 +13,7 @@ compared with
 import argparse
 import statistics
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, CLIPVisionModel, VideoLlavaConfig, VideoLlavaModel
 
+from tables import finish
 from video_panda_hf.modeling import VideoPandaConfig, VideoPandaModel
 from video_panda_hf.modeling.modeling_video_panda_vision import DynamicPositionEncoding, FewQueryPooling
 
@@ -141,6 +143,7 @@ def main():
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=3, help="rounds that a time is the median of (default: 3)")
     parser.add_argument("--skip-peers", action="store_true", help="only STAB and its textbook form")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE, for tables.py")
     arguments = parser.parse_args()
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     torch.manual_seed(0)
@@ -171,23 +174,30 @@ def main():
     print(f"largest difference between both forms: {(torch.cat(list(a)) - b[0]).abs().max().item():.1e}")
     parameters = sum(weight.numel() for weight in model.vision_tower.parameters())
     projector = sum(weight.numel() for weight in model.multi_modal_projector.parameters())
-    print(f"parameters: STAB {parameters / 1e6:.1f} M, projector {projector / 1e6:.1f} M\n")
 
     operations = {name: flops(function) for name, function in everything.items()}
     times = seconds(everything, device, arguments.rounds)
     unit = times[next(iter(everything))]
     token_tensor = pixels.element_size() * frames * rows * columns * model.config.vision_config.hidden_size
-    print(f"| on {device.type}, {arguments.dtype}, {torch.get_num_threads()} threads | GFLOP | time | peak memory |")
-    print("|---|---|---|---|")
-    for name, function in everything.items():
-        peak = peak_bytes(function, device) / token_tensor
-        print(
-            f"| {name} | {operations[name] / 1e9:,.1f} | {times[name] / unit:.2f} x | {peak:.1f} token tensors |",
-            flush=True,
-        )
-    print(f"\n1.00 x is {unit * 1e3:.1f} ms here; a token tensor is {token_tensor / 1e6:.1f} MB.")
-    vision_only = peak_bytes(lambda: model.vision_tower(pixels, grid), device) / token_tensor
-    print(f"STAB alone (without projector) holds at most {vision_only:.1f} token tensors beyond its input.")
+    rows = [
+        {
+            "name": name,
+            "gflop": operations[name] / 1e9,
+            "time": times[name] / unit,
+            "token_tensors": peak_bytes(function, device) / token_tensor,
+        }
+        for name, function in everything.items()
+    ]
+    result = {
+        "setting": f"{device.type}, {arguments.dtype}, {torch.get_num_threads()} threads",
+        "rows": rows,
+        "first_row_ms": unit * 1e3,
+        "token_tensor_mb": token_tensor / 1e6,
+        "stab_token_tensors": peak_bytes(lambda: model.vision_tower(pixels, grid), device) / token_tensor,
+        "stab_parameters": parameters,
+        "projector_parameters": projector,
+    }
+    finish("stab", result, arguments.json)
 
 
 if __name__ == "__main__":

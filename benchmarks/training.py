@@ -20,12 +20,14 @@ import multiprocessing
 import tempfile
 import time
 from functools import partial
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 from transformers import Trainer, set_seed
 
 from stab import peak_bytes
+from tables import finish
 from video_panda_hf import VideoPandaConfig, VideoPandaForConditionalGeneration
 from video_panda_hf.training import VideoPandaTrainer, VideoPandaTrainingArguments
 
@@ -33,7 +35,12 @@ from video_panda_hf.training import VideoPandaTrainer, VideoPandaTrainingArgumen
 GRID = (8, 32, 32)
 ANSWER = 20
 VOCABULARY = 32_000
-LINES = ["all logits, nothing computed twice", "logits only at labels", "+ LLM checkpointed", "+ STAB checkpointed"]
+LINES = [
+    "all logits, nothing computed twice",
+    "logits only at labels (what `VideoPandaTrainer` does)",
+    "+ LLM checkpointed",
+    "+ STAB checkpointed (both by `activation_checkpointing`)",
+]
 
 
 def example(model, device, dtype) -> dict:
@@ -99,18 +106,20 @@ def main():
     parser.add_argument("--hidden-size", type=int, default=1024, help="of the language model (default: 1024)")
     parser.add_argument("--layers", type=int, default=4, help="of the language model (default: 4)")
     parser.add_argument("--rounds", type=int, default=2, help="steps that a time is the fastest of (default: 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE, for tables.py")
     options = parser.parse_args()
 
     # One process per line, so that caches and memory fragments of one line do not affect the next.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         results = list(tqdm(pool.imap(partial(measure, options=options), range(len(LINES))), total=len(LINES)))
 
-    (most, slowest), *_ = results
-    print(f"\n| {options.device}, {options.dtype}, {torch.get_num_threads()} threads | peak memory | | step time |")
-    print("|---|---:|---:|---:|")
-    for name, (peak, seconds) in zip(LINES, results, strict=True):
-        print(f"| {name} | {peak / 1e6:,.0f} MB | {peak / most:.2f} x | {seconds / slowest:.2f} x |")
-    print(f"\n1.00 x of time was {slowest:.2f} s.")
+    (_, slowest), *_ = results
+    rows = [
+        {"name": name, "megabytes": peak / 1e6, "time": seconds / slowest}
+        for name, (peak, seconds) in zip(LINES, results, strict=True)
+    ]
+    setting = f"{options.device}, {options.dtype}, {torch.get_num_threads()} threads"
+    finish("training", {"setting": setting, "rows": rows, "first_row_seconds": slowest}, options.json)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The ranges in setup.cfg, README's commands and the matrix that runs them fit each other."""
 
+import configparser
 import sys
 from pathlib import Path
 
@@ -57,6 +58,24 @@ def test_the_commands_of_readme_are_found():
     assert matrix.readme_block("answer").endswith(".")
     with pytest.raises(ValueError, match="no block after <!-- nothing -->"):
         matrix.readme_block("nothing")
+
+
+def test_the_documentation_has_ranges_and_a_job():
+    parsed = configparser.ConfigParser()
+    parsed.read_string(SETUP_CFG)
+    needed = [Requirement(line) for line in parsed["options.extras_require"]["docs"].split("\n") if line]
+    assert "mkdocs-material" in {requirement.name for requirement in needed}
+    for requirement in needed:
+        assert {bound.operator for bound in requirement.specifier} == {">=", "<"}
+    workflow = (REPOSITORY / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    assert "nox --session docs" in workflow
+    assert "def docs(session)" in (REPOSITORY / "noxfile.py").read_text(encoding="utf-8")
+
+
+def test_the_hooks_before_a_commit_are_those_of_ci():
+    hooks = (REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    (pin,) = RANGES["ruff"]
+    assert f"rev: v{pin.version} " in hooks
 
 
 def test_each_python_of_the_package_has_a_cell_and_a_job():

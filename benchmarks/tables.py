@@ -1,0 +1,119 @@
+"""The tables of docs/benchmarks.md, from benchmarks/results/*.json.
+
+    python benchmarks/tables.py     # after a benchmark was run with `--json benchmarks/results/NAME.json`
+
+The other benchmarks print the same tables. A result is a dictionary that says when and on what it was measured, with
+the figures as they were measured; ratios and rounding are made here.
+"""
+
+import datetime
+import json
+import os
+import platform
+import re
+from pathlib import Path
+
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+PAGE = REPOSITORY / "docs" / "benchmarks.md"
+
+
+def main() -> None:
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def filled(page: str) -> str:
+    """The page, with the table of each benchmark between `<!-- NAME -->` and `<!-- end of NAME -->`."""
+    for name, table in TABLES.items():
+        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        if not between.search(page):
+            raise ValueError(f"{PAGE.name} has no place for the table of {name}")
+        text = f"{table(result)}\n\nMeasured on {result['measured']['date']}, on {result['measured']['machine']}."
+        page = between.sub(lambda marks, text=text: f"{marks[1]}\n{text}\n\n{marks[2]}", page)
+    return page
+
+
+def stab(result: dict) -> str:
+    """`rows` have `name`, `gflop`, `time` (as a multiple of the first row's) and `token_tensors` (peak memory)."""
+    lines = [["on " + result["setting"], "GFLOP", "time", "peak memory"]]
+    for row in result["rows"]:
+        memory = f"{row['token_tensors']:.1f} token tensors"
+        lines.append([row["name"], f"{row['gflop']:,.1f}", f"{row['time']:.2f} ×", memory])
+    return f"""{markdown(lines)}
+
+1.00 × is {result["first_row_ms"]:.0f} ms. A token tensor, 8 × 32 × 32 × 1024 values, is
+{result["token_tensor_mb"]:.1f} MB; STAB alone never holds more than {result["stab_token_tensors"]:.1f} of them beyond
+its input. STAB has {result["stab_parameters"] / 1e6:.1f} M parameters, the projector
+{result["projector_parameters"] / 1e6:.1f} M."""
+
+
+def decoding(result: dict) -> str:
+    """`rows` have `video`, seconds of ours, and how many times as long others take, or why they do not."""
+    lines = [["video", *("`decode_video`", "`load_video(pyav)`", "decord", "torchcodec")]]
+    lines[0] += ["to `pixel_values_videos`", "… after `load_video(pyav)`"]
+    for row in result["rows"]:
+        others = [times(row[name]) for name in ("load_video", "decord", "torchcodec")]
+        processor = [f"{row['processor_seconds']:.2f} s", times(row["processor_after_load_video"])]
+        lines.append([row["video"], f"{row['decode_video_seconds']:.2f} s", *others, *processor])
+    alone, two = (result["videos_per_second"][workers] for workers in ("0", "2"))
+    longer = result["half_hour_against_minute"]
+    return f"""{markdown(lines)}
+
+30 minutes take {longer["time"]:.2f} times as long as one, and {longer["megabytes"]:.0f} MB more. A DataLoader gives
+{alone:.1f} videos/s of the 10 s kind with no worker and {two:.1f} with two."""
+
+
+def times(factor: float | str) -> str:
+    return factor if isinstance(factor, str) else f"{factor:#.3g}".rstrip(".") + " ×"
+
+
+def training(result: dict) -> str:
+    """`rows` have `name`, `megabytes` (peak memory) and `time` (as a multiple of the first row's)."""
+    lines = [["on " + result["setting"], "peak memory", "", "step time"]]
+    for row in result["rows"]:
+        share = row["megabytes"] / result["rows"][0]["megabytes"]
+        lines.append([row["name"], f"{row['megabytes']:,.0f} MB", f"{share:.2f} ×", f"{row['time']:.2f} ×"])
+    return f"{markdown(lines)}\n\n1.00 × of time is {result['first_row_seconds']:.1f} s."
+
+
+def conversion(result: dict) -> str:
+    """`rows` have `name`, `seconds`, `megabytes` (peak of all that is resident) and `own_megabytes`."""
+    lines = [["process", "time", "peak memory", "of it, the process' own"]]
+    for row in result["rows"]:
+        memory = [f"{row[name]:,.0f} MB" for name in ("megabytes", "own_megabytes")]
+        lines.append([row["name"], f"{row['seconds']:.0f} s", *memory])
+    rate = result["gigabytes"] / result["rows"][1]["seconds"]
+    return f"""{markdown(lines)}
+
+The checkpoint has {result["gigabytes"]:.2f} GB in {result["files"]} files; its largest tensor has
+{result["largest_megabytes"]:.0f} MB. It is converted at {rate:.2f} GB/s. Loading the result takes
+{result["load_seconds"]:.0f} s; {result["prompt_tokens"]} tokens of prompt and {result["answer_tokens"]} of answer then
+take {result["answer_seconds"]:.0f} s."""
+
+
+TABLES = {"stab": stab, "decoding": decoding, "training": training, "conversion": conversion}
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table of a heading and rows, numbers on the right."""
+    rule = ["---", *["---:"] * (len(lines[0]) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
+
+
+def measured() -> dict[str, str]:
+    """Date and machine of a result that is being measured."""
+    machine = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    return {"date": datetime.date.today().isoformat(), "machine": machine}
+
+
+def finish(name: str, result: dict, file: Path | None) -> None:
+    """Prints the table of a benchmark's result, and writes the result to `file` if there is one."""
+    print(f"\n{TABLES[name](result)}")
+    if file is not None:
+        file.write_text(json.dumps({"measured": measured(), **result}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
