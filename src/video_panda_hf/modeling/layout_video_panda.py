@@ -1,7 +1,7 @@
-"""Where everything is in a batch of packed videos: index arithmetic on the host, so that STAB never asks the device.
+"""Where everything is in a batch of packed videos, worked out on the host, so that STAB never waits for the device.
 
-All of it is a handful of vectorised integer operations whatever the number of videos and frames; the results travel to
-the device once, without waiting for it.
+It takes a few vectorised integer operations for any number of videos and frames. The results are copied to the device
+once, without waiting for it.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -80,17 +80,26 @@ class VideoLayout:
         return move(self, device)
 
 
-@lru_cache(maxsize=32)  # the videos of one source are mostly alike, and this costs more host time than STAB's launches
+@lru_cache(maxsize=32)  # takes more host time than STAB's launches, and batches often have the same shapes
 def lay_out(
     grids: tuple[tuple[int, int, int], ...], side: int | None, merge: int, frames_per_clip: int, row_tokens: bool
 ) -> VideoLayout:
     """
-    The layout of videos of these grids (frames, rows, columns). Not to be changed by who gets it: it is shared.
+    The layout of a batch of videos. It is cached and shared, so do not change it.
 
-    Args: the side of the canvas (`None`: no canvas) and of a window, in patches, the frames of a clip, and whether ROW
-    ends every row.
+    Args:
+        grids (`tuple[tuple[int, int, int], ...]`):
+            Frames, rows and columns of each video, in patches.
+        side (`int`, *optional*):
+            Side of the canvas in patches. `None`: no canvas.
+        merge (`int`):
+            Side of a window in patches.
+        frames_per_clip (`int`):
+            Frames of a clip.
+        row_tokens (`bool`):
+            Whether ROW ends every row of tokens.
     """
-    # What is kept must serve training too, and on the host, whatever mode and default device it is made under.
+    # Build the cached tensors on the CPU and outside inference mode, so that training can use them.
     with torch.inference_mode(False), torch.device("cpu"):
         grids = torch.tensor(grids)
         times, rows, columns = grids.unbind(1)
@@ -195,8 +204,18 @@ def group_clips(rows, columns, first_patch, is_image, side, merge, frames_per_cl
     """
     Groups the clips by the grid they are computed on: the shared canvas, or each shape of its own without it.
 
-    Args: per frame, the grid, the first patch and whether it is an image; then as `lay_out`.
-    Returns: the groups, and the clip of each frame among the groups' clips, one group after the other.
+    Args:
+        rows, columns (`torch.LongTensor` of shape `(frames,)`):
+            The grid of each frame, in patches.
+        first_patch (`torch.LongTensor` of shape `(frames,)`):
+            The first of the packed patches of each frame.
+        is_image (`torch.BoolTensor` of shape `(frames,)`):
+            Whether the frame is a video of its own.
+        side, merge, frames_per_clip:
+            As in `lay_out`.
+
+    Returns:
+        The groups, and for each frame its clip, counted over the clips of all groups in turn.
     """
     height = rows if side is None else torch.full_like(rows, side)
     width = columns if side is None else torch.full_like(columns, side)
@@ -232,7 +251,7 @@ def group_clips(rows, columns, first_patch, is_image, side, merge, frames_per_cl
 
 
 def enumerate_parts(sizes: torch.LongTensor) -> tuple[torch.LongTensor, torch.LongTensor]:
-    """Of each element of parts laid one after the other, its part and its place in it: [2, 1] → [0 0 1], [0 1 0]."""
+    """For parts of these sizes in a row: each element's part and its place there. [2, 1] → [0 0 1], [0 1 0]."""
     part = torch.arange(len(sizes)).repeat_interleave(sizes)
     first = sizes.cumsum(0) - sizes
     return part, torch.arange(len(part)) - first[part]

@@ -93,8 +93,8 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
         self.multi_modal_projector = VideoPandaProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         if getattr(config, "quantization_config", None) is not None:
-            # What every quantiser spares: all that the LLM sees goes through these, and they are 0.7 % of 7B. Without
-            # a quantiser the list would only keep them in float32 where float16 is asked for.
+            # No quantiser touches these: all that the LLM sees goes through them, and they are 0.7 % of 7B. The list
+            # is set only for a quantiser, because otherwise it keeps them in float32 when float16 is asked for.
             spared = ("vision_tower", "multi_modal_projector")
             self._keep_in_fp32_modules = [*spared, *(f"model.{name}" for name in spared)]
         self.post_init()
@@ -120,7 +120,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
             `(tokens, text hidden size)` per video, 1 + h·(w + 1) tokens for each frame of h × w tokens.
         """
         outputs = self.vision_tower(pixel_values_videos, video_grid_thw, return_dict=True, **kwargs)
-        # Every distinct token is projected once, however many rows ROW ends.
+        # Every distinct token is projected once, also ROW, which ends many rows.
         tokens = self.multi_modal_projector(outputs.tokens)[outputs.token_order]
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
@@ -273,7 +273,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             row_token_id=row_token_id,
             dtype=text_model.dtype,
         )
-        with torch.device("meta"):  # the LM exists already: build only the frame it is hung into
+        with torch.device("meta"):  # no memory for a second LM: the loaded one replaces it below
             model = cls(config)
         head = text_model.get_output_embeddings()
         projector = VideoPandaProjector(config)
@@ -320,8 +320,8 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
                 Where to compute logits: the last so many positions (0: all), a tensor of positions, or a mask `(batch,
                 sequence)`, which gives logits `(kept, vocabulary)` and, of the labels, those that follow a kept
-                position. A long video before a short answer has far more positions than labels, and in training
-                logits are what is large.
+                position. In training, logits take most of the memory, and a long video before a short answer has far
+                more positions than labels.
 
         Example:
 
@@ -429,7 +429,7 @@ class PlaceholdersLogitsProcessor(SuppressTokensLogitsProcessor):
     """
     Keeps `<video>` and `<row>` from being generated.
 
-    A class of its own, because transformers keeps only one of two processors of the same class, and a user may give a
+    It is a subclass because transformers keeps only one of two processors of the same class, and a user may pass a
     `SuppressTokensLogitsProcessor`.
     """
 
@@ -441,7 +441,7 @@ def labels_after(labels: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def check_same_logits(text_model: nn.Module, model: VideoPandaForConditionalGeneration) -> None:
-    """Raises `ValueError` where a text prompt does not get the causal LM's own logits from the model around it."""
+    """Raises `ValueError` if the model around a causal LM does not give the LM's own logits for a text prompt."""
     input_ids = torch.arange(4, device=text_model.get_input_embeddings().weight.device)[None]
     training, _ = text_model.training, text_model.eval()
     expected, got = text_model(input_ids).logits, model(input_ids).logits

@@ -52,7 +52,7 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities: tuple[str, ...] = ("video", "text")
     supports_gradient_checkpointing = True
-    # Its parts share index tensors, and a projector between devices would only add copies.
+    # Keep each of these on one device: STAB's parts share index tensors, and a split projector only adds copies.
     _no_split_modules = ["VideoPandaVisionModel", "VideoPandaProjector"]
     _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
@@ -75,7 +75,10 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
             super().save_pretrained(save_directory, *args, **kwargs)
 
     def __init_subclass__(cls, **kwargs):
-        """FSDP2 gives a model a class made in torch. What is saved must name this module, which has the code."""
+        """
+        FSDP2 replaces a model's class by a subclass that is defined in torch. A saved checkpoint names the module of
+        the class, so the subclass gets the name and module of the original.
+        """
         super().__init_subclass__(**kwargs)
         if cls.__module__.startswith("torch."):
             original = next(base for base in cls.__mro__[1:] if issubclass(base, VideoPandaPreTrainedModel))
@@ -83,7 +86,7 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """As the reference starts training: every residual branch in time (LSTE, GSTRA) begins as the identity."""
+        """Initialises as the reference does: the residual branches in time (LSTE, GSTRA) start as the identity."""
         super()._init_weights(module)
         std = getattr(self.config, "initializer_range", None) or 0.02
         if isinstance(module, FewQueryPooling):
@@ -101,7 +104,7 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, VideoPandaVisionModel):
             if module.row_embedding is not None:
                 init.normal_(module.row_embedding, std=module.row_embedding.shape[0] ** -0.5)
-            if module.lste is not None:  # from here, as LSTE has no weight of its own to be visited for
+            if module.lste is not None:  # here, because LSTE itself has no parameter and is not visited
                 init.zeros_(module.lste.expand.weight)
 
 
@@ -119,7 +122,7 @@ def progress_bars_on_terminals():
 
 
 class VideoPandaVisionModel(VideoPandaPreTrainedModel):
-    """STAB [3.1], 45 M parameters at the released size."""
+    """STAB [3.1]. At the released size it has 24.1 M parameters, and 45.1 M together with the projector."""
 
     config: VideoPandaVisionConfig
     base_model_prefix = "vision_tower"
@@ -219,7 +222,7 @@ class VideoPandaVisionModel(VideoPandaPreTrainedModel):
 class LocalSpatioTemporalEncoding(nn.Module):
     """LSTE [eq. 2]: `E + C3(C2(C1(BN(E))))`, mixing each cell with the same cell of the frames beside it."""
 
-    # No layer that gradient checkpointing runs twice, as the others are: batch norm must see a batch once.
+    # Not a `GradientCheckpointingLayer` like the others: it would run twice, and batch norm must see a batch once.
 
     def __init__(self, config: VideoPandaVisionConfig):
         super().__init__()
@@ -246,11 +249,11 @@ class DynamicPositionEncoding(GradientCheckpointingLayer, nn.Conv3d):
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
         """`cells` (clips, F, H, W, D) → same shape."""
-        if cells.is_cuda:  # where a 3D convolution is fast on channels-first data, copies included
+        if cells.is_cuda:  # a 3D convolution is fast here on channels-first data, even with the copies
             encoded = super().forward(cells.permute(0, 4, 1, 2, 3).contiguous())
             return cells + encoded.permute(0, 2, 3, 4, 1)
-        # Elsewhere one depthwise 2D convolution for each of the three taps in time: on channels-last data, which it
-        # needs no copy of, that is several times faster than a 3D one.
+        # On the CPU, three depthwise 2D convolutions, one for each tap in time, are several times faster than a 3D
+        # one: they read channels-last data without a copy.
         past, present, future = self.weight.unbind(2)  # each (D, 1, 3, 3)
         encoded = cells + self._convolve(cells, present, self.bias)
         encoded[:, 1:] += self._convolve(cells[:, :-1], past)
@@ -264,12 +267,12 @@ class DynamicPositionEncoding(GradientCheckpointingLayer, nn.Conv3d):
 
 
 class FewQueryPooling(nn.Module):
-    """Multi-head attention for queries that are far fewer than their keys: keys and values are never projected.
+    """Multi-head attention with few queries and many keys, which never projects the keys and values.
 
-    With the query of a head taken into the space of the keys, `(W_k x)·q = x·(W_kᵀ q)`, and the values projected after
-    they are summed, `Σ a·(W_v x) = W_v (Σ a·x)`, the result is the textbook form's at a fraction of its cost. A bias
-    of the keys would shift all scores of a query alike and so drop out; that of the values adds once.
-    The two weights are bare parameters, as no linear layer is ever called with them.
+    Each head's query is moved to the space of the keys instead: `(W_k x)·q = x·(W_kᵀ q)`. The values are projected
+    after they are summed: `Σ a·(W_v x) = W_v (Σ a·x)`. The result is that of the textbook form, at a fraction of its
+    cost. A bias of the keys shifts all scores of a query alike and has no effect; that of the values is added once.
+    The two weights are plain parameters because no linear layer is called with them.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, scale: float, bias: bool):
@@ -284,12 +287,15 @@ class FewQueryPooling(nn.Module):
     def forward(self, queries, keys, mask=None):
         """
         Args:
-            queries: (B, D), or (1, D) for a query that all share.
-            keys: (B, K, D), the values as well.
-            mask: (B, K) bool, `True` where there is a key; `None` for everywhere.
+            queries (`torch.Tensor` of shape `(B, D)`):
+                The queries; `(1, D)` for one that all share.
+            keys (`torch.Tensor` of shape `(B, K, D)`):
+                The keys, which are the values as well.
+            mask (`torch.BoolTensor` of shape `(B, K)`, *optional*):
+                `True` where there is a key. Defaults to everywhere.
 
         Returns:
-            `(attended, weights)`: (B, D) and (B, heads, K).
+            `(attended, weights)`: `(B, D)` and `(B, heads, K)`.
         """
         per_head = self.key_weight.unflatten(0, (self.num_heads, -1))  # (heads, d, D)
         queries = self.query(queries).unflatten(-1, (self.num_heads, -1)) * self.scale  # (B, heads, d)
@@ -398,10 +404,14 @@ class ContextFusion(nn.Module):
     def forward(self, frames, summaries, clip_of_frame, is_image):
         """
         Args:
-            frames: f of all frames, (frames, D).
-            summaries: g of all clips, a list of (clips, D); empty where there are only images.
-            clip_of_frame: (frames,) row of the concatenated summaries; any where the frame is an image.
-            is_image: (frames,) bool, or `None` where there is no image. An image's context is f itself.
+            frames (`torch.Tensor` of shape `(frames, D)`):
+                f of all frames.
+            summaries (`list[torch.Tensor]`, each of shape `(clips, D)`):
+                g of all clips; empty if there are only images.
+            clip_of_frame (`torch.LongTensor` of shape `(frames,)`):
+                The frame's row of the concatenated summaries; any row if the frame is an image.
+            is_image (`torch.BoolTensor` of shape `(frames,)`, *optional*):
+                Which frames are images, whose context is f itself. `None` if there are none.
         """
         if not summaries:
             return frames

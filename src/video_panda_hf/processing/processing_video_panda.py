@@ -18,19 +18,31 @@ ROW_TOKEN = "<row>"
 
 FLATTENED = "{%- set messages = flat.messages %}"  # ends what `chat_templates/flatten.jinja` puts before a template
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-ANSWER_MARK = "\ue000"  # a character of no meaning, that stands for an answer while a template is taken apart
+ANSWER_MARK = "\ue000"  # a private-use character that stands for an answer in `_spans_by_marks`
 
 
 class VideoPandaProcessor(ProcessorMixin):
-    """`VideoPandaProcessor(video_processor, tokenizer, chat_template)`, called with `text=` and `videos=`.
+    """
+    Prepares text and videos for the model. It is called with `text=` and `videos=`.
 
-    One `<video>` in a text stands for one video. It is replaced by what the model computes from a video of T frames of
-    h × w tokens: T times a `<video>` (the frame's context token) followed by h rows of w `<video>` and one `<row>`.
-    `<row>` is reserved: a text that has it raises `ValueError`, as does a `<video>` without a video and the reverse.
+    One `<video>` in a text stands for one video. It is replaced by the placeholders of the video's tokens: for each of
+    T frames of h × w tokens, one `<video>` for the frame's context token, then h rows of w `<video>` and one `<row>`.
+    `<row>` is reserved and must not occur in a text.
 
-    With `use_row_tokens=False`, for a model with that setting, no row of tokens ends with `<row>`.
+    `return_mm_token_type_ids=True` adds `mm_token_type_ids`: 2 for `<video>` and `<row>`, 0 for text.
 
-    `mm_token_type_ids` (with `return_mm_token_type_ids=True`) are 2 for `<video>` and `<row>`, 0 for text.
+    Args:
+        video_processor (`VideoPandaVideoProcessor`):
+            Turns videos into pixels.
+        tokenizer (`PreTrainedTokenizerBase`):
+            The language model's tokenizer, which knows `<video>` and `<row>`.
+        chat_template (`str`, *optional*):
+            A Jinja template that writes a conversation as a prompt.
+        use_row_tokens (`bool`, *optional*, defaults to `True`):
+            Whether `<row>` ends every row of tokens, as in the model's vision configuration.
+
+    Raises:
+        ValueError: if the tokenizer lacks `<video>` or `<row>`.
     """
 
     def __init__(self, video_processor=None, tokenizer=None, chat_template=None, use_row_tokens: bool = True):
@@ -52,18 +64,29 @@ class VideoPandaProcessor(ProcessorMixin):
         use_row_tokens: bool = True,
         **kwargs,
     ) -> "VideoPandaProcessor":
-        """The processor of a new model around a causal LM.
+        """
+        The processor of a new model around a causal LM.
+
+        Its tokenizer has `<video>` and `<row>` as special tokens and pads on the left. Without a padding token of its
+        own it pads with its end-of-sequence token; a training collator must then mask by `attention_mask`.
 
         Args:
-            tokenizer_or_path: the LLM's tokenizer (it is copied), or its folder or Hub id.
-            image_size, patch_size: canvas and patch of the model in pixels.
-            chat_template: default is the LLM's own, made to take videos in the content of messages, or if the LLM has
-                none `CHAT_TEMPLATE` of this module.
-            use_row_tokens: that of the model's vision configuration.
-            kwargs: further settings of `VideoPandaVideoProcessor`.
+            tokenizer_or_path (`str`, `Path` or `PreTrainedTokenizerBase`):
+                Folder or Hub id of the LLM, or its tokenizer, which is copied.
+            image_size (`int`, *optional*, defaults to 448):
+                Side of the model's canvas in pixels.
+            patch_size (`int`, *optional*, defaults to 14):
+                Side of the model's patches in pixels.
+            chat_template (`str`, *optional*):
+                Defaults to the LLM's own, extended to take videos in the content of messages. An LLM without one gets
+                `CHAT_TEMPLATE`.
+            use_row_tokens (`bool`, *optional*, defaults to `True`):
+                As in the model's vision configuration.
+            kwargs:
+                Further settings of `VideoPandaVideoProcessor`.
 
-        The tokenizer gets `<video>` and `<row>` as special tokens, pads on the left, and if it has no padding token
-        pads with its end-of-sequence token (a training collator must then mask by `attention_mask`, not by token).
+        Raises:
+            ValueError: if the tokenizer has neither a padding nor an end-of-sequence token.
         """
         if isinstance(tokenizer_or_path, (str, Path)):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer_or_path)
@@ -84,7 +107,7 @@ class VideoPandaProcessor(ProcessorMixin):
         return cls(video_processor, tokenizer, chat_template=chat_template, use_row_tokens=use_row_tokens)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """As `ProcessorMixin`'s, which leaves an `auto_map` on what it has saved: the loaded one would differ."""
+        """As `ProcessorMixin`'s, without the `auto_map` that it leaves on the processor it has saved."""
         saved = super().save_pretrained(save_directory, push_to_hub, **kwargs)
         self.__dict__.pop("auto_map", None)
         return saved
@@ -97,11 +120,19 @@ class VideoPandaProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            text: a prompt or several, with one `<video>` for each of their videos.
-            videos: the videos in the order of their `<video>`, of any kind that `VideoPandaVideoProcessor` takes.
-            kwargs: for the tokenizer (`padding`, …) and the video processor (`num_frames`, …).
+            text (`str` or `list[str]`, *optional*):
+                One prompt or several, with one `<video>` for each of their videos.
+            videos (*optional*):
+                The videos in the order of their `<video>`, in any form that `VideoPandaVideoProcessor` takes.
+            kwargs:
+                Settings of the tokenizer (`padding`, …) and the video processor (`num_frames`, …).
 
-        Returns: `input_ids`, `attention_mask`, and with videos `pixel_values_videos` and `video_grid_thw`.
+        Returns:
+            `BatchFeature` with `input_ids` and `attention_mask`, and with videos `pixel_values_videos` and
+            `video_grid_thw`.
+
+        Raises:
+            ValueError: if there are not as many `<video>` as videos, or a text contains `<row>`.
         """
         return super().__call__(text=text, videos=videos, **kwargs)
 
@@ -155,16 +186,33 @@ class VideoPandaProcessor(ProcessorMixin):
         processor_kwargs: dict | None = None,
         **kwargs,
     ):
-        """A conversation or several → the prompt, or with `tokenize=True, return_dict=True` the inputs of the model.
+        """
+        One conversation or several → the prompt, or with `tokenize=True, return_dict=True` the inputs of the model.
 
         The content of a message is a string or a list of `{"type": "text", "text": …}` and `{"type": "video", "video":
-        …}` (also "path" or "url"), where a video is anything that `VideoPandaVideoProcessor` takes; "start" and "end"
-        (seconds) or "indices" beside it choose a part of a file. Settings of the video processor and of the tokenizer
-        may be given by name or in `processor_kwargs`.
+        …}` (also "path" or "url"). A video is anything that `VideoPandaVideoProcessor` takes; "start" and "end" in
+        seconds, or "indices", choose a part of a file.
 
-        `return_assistant_tokens_mask=True` adds `assistant_masks`, 1 for the tokens of the answers with their end
-        token, also where the template has that outside of `{% generation %}`. A template without `{% generation %}`
-        is taken apart to find them; `ValueError` if it alters the answers.
+        Args:
+            conversation (`list[dict]` or `list[list[dict]]`):
+                The messages, or a list of conversations.
+            chat_template (`str`, *optional*):
+                A template, or the name of one of the processor's.
+            tokenize (`bool`, *optional*, defaults to `False`):
+                Whether to return tokens instead of text.
+            return_dict (`bool`, *optional*, defaults to `False`):
+                Whether to return all inputs of the model, with `tokenize=True`.
+            return_assistant_tokens_mask (`bool`, *optional*, defaults to `False`):
+                Adds `assistant_masks`: 1 for the tokens of the answers and their end token, even if the template
+                writes that outside `{% generation %}`.
+            processor_kwargs (`dict`, *optional*):
+                Settings of the video processor and the tokenizer. They may be given by name as well.
+            kwargs:
+                Variables of the template, and the arguments of [`~transformers.ProcessorMixin.apply_chat_template`].
+
+        Raises:
+            ValueError: for `return_assistant_tokens_mask` with a template that has no `{% generation %}` and alters
+                the answers.
         """
         kwargs.pop("load_audio_from_video", None)  # `transformers serve` asks for it always; this model hears nothing
         template = self._chat_template(chat_template)
@@ -178,8 +226,8 @@ class VideoPandaProcessor(ProcessorMixin):
         if not (tokenize and return_dict and return_assistant_tokens_mask):
             return super().apply_chat_template(conversation, processor_kwargs=processor_kwargs, **arguments)
 
-        # transformers finds answers by their characters in the prompt. Version 5.16 does not reckon with the videos'
-        # tokens, which shift them, and later ones need the template's tags: hence one way here for all of them.
+        # transformers finds answers by their position in the prompt. Version 5.16 ignores that the tokens of videos
+        # shift it, and later versions need `{% generation %}`. The code below works with all of them.
         if kwargs.get("continue_final_message"):
             raise ValueError("continue_final_message is not compatible with return_assistant_tokens_mask.")
         processor_kwargs |= {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
@@ -240,8 +288,10 @@ class VideoPandaProcessor(ProcessorMixin):
         return "(?:" + "|".join(map(re.escape, self.tokenizer.all_special_tokens)) + ")"
 
     def _spans_by_marks(self, conversation, render) -> list[tuple[int, int]]:
-        """Renders the conversation with a mark for every answer: what stands between the marks is the template's own.
-        An answer's span ends after the special token that follows it, by which a model learns to stop."""
+        """
+        Renders the conversation with a mark in place of every answer: the text between marks comes from the template.
+        A span includes the special token after the answer, from which a model learns to stop.
+        """
         answers = [content_text(message) for message in conversation if message["role"] == "assistant"]
         marked = [{**m, "content": ANSWER_MARK} if m["role"] == "assistant" else m for m in conversation]
         between = render(marked).split(ANSWER_MARK)
@@ -275,8 +325,10 @@ def token_id(tokenizer, token: str) -> int:
 
 
 def space_after_video(tokenizer) -> str:
-    """A space if the tokenizer needs one to read what follows a video like the start of a text, as the model was
-    trained: Llama's puts a space of its own before a text, but unless `legacy` is set not after a special token."""
+    """
+    A space if the tokenizer needs one to encode the text after a video like the start of a text, as in training.
+    Llama's adds a space before a text, but not after a special token unless `legacy` is set.
+    """
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
@@ -327,8 +379,17 @@ def content_text(message: dict) -> str:
 
 
 def answer_mask(offsets, replaced: list[dict], spans: list[tuple[int, int]]) -> list[int]:
-    """1 for every token that overlaps a span, given in characters of the prompt before its videos were `replaced`.
-    `offsets`: (start, end) of every token in the prompt after that."""
+    """
+    1 for every token that overlaps one of the spans.
+
+    Args:
+        offsets (`list[tuple[int, int]]`):
+            (start, end) of every token, in characters of the prompt with the videos' tokens.
+        replaced (`list[dict]`):
+            What transformers tells of each `<video>` that it replaced.
+        spans (`list[tuple[int, int]]`):
+            (start, end) of the answers, in characters of the prompt before that.
+    """
     gains = [(video["span"][1], video["new_span"][1] - video["span"][1]) for video in replaced]
 
     def shifted(char: int) -> int:

@@ -61,8 +61,9 @@ class VideoPandaVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore
 
 
 class VideoPandaVideoProcessor(BaseVideoProcessor):
-    """Turns videos into `pixel_values_videos`, float (sum over videos of T·h·w, 3·patch_size²), and `video_grid_thw`,
-    int64 (videos, 3): the T, h, w of every video in patches.
+    """
+    Turns videos into `pixel_values_videos`, float `(sum of T·h·w, 3·patch_size²)`, and `video_grid_thw`, int64
+    `(videos, 3)`: frames, rows and columns of every video in patches.
 
     The longer side of a frame becomes `size["longest_edge"]`, the shorter one keeps the aspect ratio, rounded up to a
     multiple of `patch_size * merge_size`. Patches come in the order (frame, row, column), each flattened as (channel,
@@ -81,10 +82,16 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
       last one is repeated up to a multiple of `frames_per_clip`.
     * Arrays and lists of frames are sampled as well, by the rate in `video_metadata`, or evenly where that has none.
     * A picture on its own (or as a list of one frame) is an image: T = 1, never repeated. An animated one is a video.
-    * A list of picture files (names or URLs) is taken as it is, for whoever wrote them has sampled already.
+    * A list of picture files (names or URLs) is not sampled: all of them are used.
 
-    Raises `ValueError` where the frames are not 1 nor a multiple of `frames_per_clip`, where both `num_frames` and
-    `fps` are given, and for videos that it cannot read (`VideoDecodeError`).
+    Args:
+        kwargs:
+            Settings, see `VideoPandaVideoProcessorKwargs` and [`~transformers.BaseVideoProcessor`].
+
+    Raises:
+        ValueError: if a video has neither 1 frame nor a multiple of `frames_per_clip`, or if both `num_frames` and
+            `fps` are given.
+        VideoDecodeError: (a `ValueError`) for a video that it cannot read.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -117,8 +124,7 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
             self.num_frames = None
         check_sampling(self.num_frames, self.fps, self.max_frames, self.frames_per_clip)
 
-    # The processor's way to these. Remote code in a folder is loaded once for each of the two, as different classes.
-
+    # A method, so that the processor uses this module's classes: it may come from another copy of the code.
     def list_videos(self, videos) -> list:
         return list_videos(videos)
 
@@ -137,7 +143,7 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
             "strict": kwargs.pop("strict_decoding", self.strict_decoding),
         }
         videos = [dataclasses.replace(v, **decoding) if isinstance(v, EncodedVideo) else v for v in videos]
-        # What the caller asks for replaces the processor's own choice between the two, rather than adding to it.
+        # `fps` in the call replaces the processor's own `num_frames`, and the reverse.
         if kwargs.get("fps") is not None:
             kwargs["num_frames"] = None
         elif kwargs.get("num_frames") is not None:
@@ -237,7 +243,7 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
             cut, grid = patchify(frames, patch_size, merge_size)
             patches.append(cut)
             grids.append(grid)
-        # Scaled last, all at once: what is cut and put together before are bytes, a fourth of the floats.
+        # Scaled last, all at once: bytes are cut and joined faster than floats.
         pixels = self.rescale_and_normalize(
             torch.cat(patches), do_rescale, rescale_factor, do_normalize, image_mean, image_std
         )
@@ -271,8 +277,10 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
 
 
 def resized_size(height: int, width: int, longest_edge: int, factor: int) -> tuple[int, int]:
-    """The longer side becomes `longest_edge`, the shorter the next multiple of `factor` from its exact proportional
-    length. In whole numbers, for a rounding error before the `ceil` would add a row of tokens."""
+    """
+    The longer side becomes `longest_edge`. The shorter keeps the aspect ratio, rounded up to a multiple of `factor`.
+    Integers only, because a rounding error of floats could add a row of tokens.
+    """
     if longest_edge % factor:
         raise ValueError(f"the longest edge, {longest_edge}, is not a multiple of {factor} (patch_size · merge_size)")
     short, long = min(height, width), max(height, width)
@@ -281,9 +289,12 @@ def resized_size(height: int, width: int, longest_edge: int, factor: int) -> tup
 
 
 def sample_frame_indices(num_frames_in_file: int, rate: float | None, num_frames: int) -> np.ndarray:
-    """`num_frames` frames, (num_frames,) int64, of a video of `rate` frames a second, as the model was trained:
-    one frame a second, thinned out evenly if those are too many, or closer together if too few. Without a rate,
-    evenly over the whole video. A video of fewer frames gives all of them, the last one repeated."""
+    """
+    The numbers of `num_frames` frames, int64, of a video of `rate` frames a second, chosen as in training.
+
+    Candidates are one frame a second. Too many are thinned out evenly; if they are too few, frames closer together are
+    taken. Without a rate, every frame is a candidate. A video of fewer frames gives all, the last one repeated.
+    """
     if num_frames_in_file < 1:
         raise ValueError("a video without frames")
     last = num_frames_in_file - 1
@@ -299,8 +310,12 @@ def sample_frame_indices(num_frames_in_file: int, rate: float | None, num_frames
 def sample_frame_indices_by_rate(
     num_frames_in_file: int, rate: float, fps: float, max_frames: int | None, frames_per_clip: int
 ) -> np.ndarray:
-    """Frames of a video of `rate` frames a second at the times 0, 1/fps, 2/fps …, int64; over `max_frames`, that many
-    evenly over the whole video. The last one is repeated up to a multiple of `frames_per_clip`."""
+    """
+    The numbers of the frames at 0, 1/fps, 2/fps … seconds, int64, of a video of `rate` frames a second.
+
+    If those are more than `max_frames`, that many are spread over the whole video. The last one is repeated up to a
+    multiple of `frames_per_clip`.
+    """
     count = max(1, int(num_frames_in_file * fps / rate + 1e-6))
     if max_frames is not None and count > max_frames:
         return np.linspace(0, num_frames_in_file - 1, max_frames).astype(int)
