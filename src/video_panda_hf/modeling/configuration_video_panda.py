@@ -149,6 +149,3 @@ class VideoPandaConfig(PreTrainedConfig):
             raise ValueError(
                 f"`video_token_id` and `row_token_id` must be two different tokens, both are {self.row_token_id}."
             )
-
-
-__all__ = ["VideoPandaConfig", "VideoPandaVisionConfig"]

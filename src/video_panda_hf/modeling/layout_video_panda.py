@@ -268,6 +268,3 @@ def move(layout, device):
         return value.to(device) if isinstance(value, ClipGroup) else value
 
     return replace(layout, **{field.name: moved(getattr(layout, field.name)) for field in fields(layout)})
-
-
-__all__ = ["ClipGroup", "VideoLayout"]

@@ -451,6 +451,3 @@ def check_same_logits(text_model: nn.Module, model: VideoPandaForConditionalGene
             f"{type(text_model).__name__} does more than a linear LM head after its last hidden state (soft-capped or "
             "scaled logits, say), which Video-Panda's head would drop. Choose a causal LM with a plain LM head."
         )
-
-
-__all__ = ["VideoPandaForConditionalGeneration", "VideoPandaModel"]

@@ -425,6 +425,3 @@ def pad_weights(weights: list[torch.Tensor]) -> list[torch.Tensor]:
     """Attention weights (clips, heads, cells) of groups with different numbers of cells, as one tensor in a list."""
     longest = max((w.shape[-1] for w in weights), default=0)
     return [torch.cat([F.pad(w, (0, longest - w.shape[-1])) for w in weights])] if weights else []
-
-
-__all__ = ["VideoPandaPreTrainedModel", "VideoPandaVisionModel"]
