@@ -196,22 +196,25 @@ def one_process(folder, tmp_path_factory) -> Path:
     return output
 
 
+TORCH_2_6 = Version(torch.__version__) < Version("2.7")
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_resume_each_others_checkpoint(folder, tmp_path, one_process):
     options = [*STEPS, "--distillation_teacher", folder / "teacher"]
     two, to_one, to_two = tmp_path / "two", tmp_path / "to_one", tmp_path / "to_two"
     run(folder, "stage3", two, *options, *BATCH_OF_TWO, strategy="ddp")
+    assert_same_run(one_process, two)
     shutil.copytree(two / "checkpoint-2", to_one / "checkpoint-2")
     run(folder, "stage3", to_one, *options, *BATCH_OF_ONE)
-    shutil.copytree(one_process / "checkpoint-2", to_two / "checkpoint-2")
-    run(folder, "stage3", to_two, *options, *BATCH_OF_TWO, strategy="ddp")
-    for output in (two, to_one, to_two):
-        assert_same_run(one_process, output)
+    assert_same_run(one_process, to_one)
+    if not TORCH_2_6:  # which cannot load an optimizer's state onto "cpu:0", the device of two processes
+        shutil.copytree(one_process / "checkpoint-2", to_two / "checkpoint-2")
+        run(folder, "stage3", to_two, *options, *BATCH_OF_TWO, strategy="ddp")
+        assert_same_run(one_process, to_two)
 
 
-FSDP2_ON_CPU = pytest.mark.skipif(
-    Version(torch.__version__) < Version("2.7"), reason="FSDP2 of torch 2.6 asks for streams that a CPU does not have"
-)
+FSDP2_ON_CPU = pytest.mark.skipif(TORCH_2_6, reason="FSDP2 of torch 2.6 asks for streams that a CPU does not have")
 
 
 @FSDP2_ON_CPU

@@ -72,12 +72,6 @@ def test_the_documentation_has_ranges_and_a_job():
     assert "def docs(session)" in (REPOSITORY / "noxfile.py").read_text(encoding="utf-8")
 
 
-def test_the_hooks_before_a_commit_are_those_of_ci():
-    hooks = (REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8")
-    (pin,) = RANGES["ruff"]
-    assert f"rev: v{pin.version} " in hooks
-
-
 def test_each_python_of_the_package_has_a_cell_and_a_job():
     prefix = "    Programming Language :: Python :: 3."
     pythons = [line.rsplit(" ", 1)[1] for line in SETUP_CFG.splitlines() if line.startswith(prefix)]
