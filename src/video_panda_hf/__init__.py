@@ -34,6 +34,7 @@ from .modeling import (
     VideoPandaVisionModel,
 )
 from .processing import VideoPandaProcessor, VideoPandaVideoProcessor
+from .session import VideoPandaSession
 from .version import __version__
 
 
@@ -58,6 +59,7 @@ __all__ = [
     "VideoPandaModel",
     "VideoPandaPreTrainedModel",
     "VideoPandaProcessor",
+    "VideoPandaSession",
     "VideoPandaVideoProcessor",
     "VideoPandaVisionConfig",
     "VideoPandaVisionModel",

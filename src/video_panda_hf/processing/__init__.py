@@ -3,7 +3,7 @@
 from video_panda_hf.decoding import DecodeLimits, VideoDecodeError, VideoDecodeWarning, decode_video
 
 from .processing_video_panda import ROW_TOKEN, VIDEO_TOKEN, VideoPandaProcessor, read_template
-from .video_processing_video_panda import VideoPandaVideoProcessor
+from .video_processing_video_panda import VideoPandaVideoProcessor, rgb_frames
 
 
 # The conversation that the released model was trained on (Vicuna v1).
@@ -19,4 +19,5 @@ __all__ = [
     "VideoPandaProcessor",
     "VideoPandaVideoProcessor",
     "decode_video",
+    "rgb_frames",
 ]

@@ -1,0 +1,756 @@
+"""`VideoPandaSession`: a video is encoded while it comes in, and questions about it are answered at any time."""
+
+import copy
+import json
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+
+from video_panda_hf.processing import rgb_frames
+
+from .cache import branch_of, new_cache
+from .sampling import FrameSampler
+
+
+# transformers renamed the cache in 5.24.
+CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
+CLIPS_AT_ONCE = 8  # clips that are encoded and put into the cache by one call
+FRAMES_AT_ONCE = 64  # frames of a file that are in memory at a time
+TAKEN_OPTIONS = {"inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache", "past_key_values"}
+TAKEN_OPTIONS |= {"streamer", "num_return_sequences", "return_dict_in_generate", "cache_implementation", "use_cache"}
+VIDEO = {"type": "video"}  # in a message, where a video or a picture stands
+
+
+@dataclass
+class Video:
+    """A video of the prompt, or a picture, as far as it has come in."""
+
+    sampler: FrameSampler | None  # None: a picture
+    shape: tuple[int, int, int]  # of a frame: height, width, channels
+    grid: tuple[int, int]  # rows and columns of tokens in a frame
+    clips: int = 0  # encoded, and put into the cache
+    dropped: int = 0  # clips, the oldest ones, that are no longer in the cache
+    waiting: list[np.ndarray] = field(default_factory=list)  # frames that no clip has yet
+
+    def copy(self) -> "Video":
+        sampler = self.sampler and replace(self.sampler, unfinished=list(self.sampler.unfinished))
+        return replace(self, sampler=sampler, waiting=list(self.waiting))
+
+    @property
+    def kept_frames(self) -> list[np.ndarray]:
+        return self.waiting + (self.sampler.unfinished if self.sampler else [])
+
+
+@dataclass
+class Prompt:
+    """Token ids `(tokens,)` and their positions in the whole prompt, where dropped clips leave gaps."""
+
+    ids: np.ndarray
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, part: slice) -> "Prompt":
+        return Prompt(self.ids[part], self.positions[part])
+
+    def without(self, start: int, end: int) -> "Prompt":
+        return Prompt(np.delete(self.ids, slice(start, end)), np.delete(self.positions, slice(start, end)))
+
+    def shared_with(self, other: "Prompt") -> int:
+        """The number of tokens that both begin with."""
+        length = min(len(self), len(other))
+        differs = (self.ids[:length] != other.ids[:length]) | (self.positions[:length] != other.positions[:length])
+        return int(differs.argmax()) if differs.any() else length
+
+
+class VideoPandaSession:
+    r"""
+    Watches a video as it comes in, and answers questions about it at any time.
+
+    The model encodes clips of a few frames independently of each other. So a clip is encoded as soon as its frames are
+    there, and its tokens stay in a key-value cache. A question is added behind them, answered, and taken out again.
+    The answer is the one that a single prompt with the whole video would get.
+
+    Args:
+        model (`VideoPandaForConditionalGeneration`):
+            The model. It is used in evaluation mode.
+        processor (`VideoPandaProcessor`):
+            Its processor. Its chat template must put the video before the question.
+        fps (`float`, *optional*, defaults to 1.0):
+            Frames to take for each second of video: those shown at 0, 1/fps, 2/fps … seconds.
+        system (`str`, *optional*):
+            A system message.
+        max_clips (`int`, *optional*):
+            Keep only the newest clips in the cache, this many of all videos together. Positions of the others stay as
+            they are, so memory is bounded but the answer is an approximation. By default all are kept.
+
+    Raises:
+        ValueError: if the chat template puts the question before the video, or the language model has layers without
+            a key-value cache.
+
+    Example:
+
+    ```python
+    session = VideoPandaSession(model, processor, fps=1.0)
+    session.add("clip.mp4", start=0, end=60)
+    print(session.ask("What is happening now?"))
+    session.add(frames, rate=25.0)
+    for text in session.stream("And now?"):
+        print(text, end="", flush=True)
+    ```
+    """
+
+    def __init__(self, model, processor, *, fps: float = 1.0, system: str | None = None, max_clips: int | None = None):
+        if not 0 < fps < float("inf"):
+            raise ValueError(f"`fps` is a number of frames a second above 0, not {fps}")
+        if max_clips is not None and max_clips < 1:
+            raise ValueError(f"`max_clips` is a number of clips of at least 1, not {max_clips}")
+        stateful = set(getattr(model.config.text_config, "layer_types", None) or []) - {
+            "full_attention",
+            "sliding_attention",
+            "chunked_attention",
+        }
+        if stateful or getattr(model, "_is_stateful", False):
+            raise ValueError(f"{model.config.text_config.model_type} has layers without keys and values: {stateful}")
+        self.model, self.processor = model.eval(), processor
+        self.fps, self.system, self.max_clips = float(fps), system, max_clips
+        self._busy = threading.Lock()
+        self.reset()
+        self._check_template()
+
+    # What comes in
+
+    @torch.inference_mode()
+    def add(self, video, *, rate: float | None = None, start: float | None = None, end: float | None = None) -> int:
+        r"""
+        Adds the next part of the video. Clips that are complete are encoded at once.
+
+        Args:
+            video:
+                A file as the processor takes it (path, URL, bytes, file object), or with `rate` frames in memory: a
+                picture, an array, a tensor, or a list of them.
+            rate (`float`, *optional*):
+                Frames a second of frames in memory.
+            start (`float`, *optional*), end (`float`, *optional*):
+                A part of a file, in seconds.
+
+        Returns:
+            `int`: the number of clips that were encoded by this call.
+
+        Raises:
+            ValueError: for frames without a rate, of another size than those before, or a part that is not there.
+            VideoDecodeError: (a `ValueError`) for a file that cannot be read. What came before its fault stays.
+        """
+        with self._exclusively():
+            if is_in_memory(video):
+                if rate is None:
+                    raise ValueError("frames in memory need their `rate`, a number of frames a second")
+                if start is not None or end is not None:
+                    raise ValueError("`start` and `end` choose a part of a file; frames in memory are cut by slicing")
+                return self._add_frames(video, rate)
+            if rate is not None:
+                raise ValueError("`rate` is for frames in memory; a file has its own")
+            return self._add_file(video, start, end)
+
+    @torch.inference_mode()
+    def add_picture(self, picture) -> None:
+        """Adds a picture (a file, a PIL image, an array) and ends the video so far."""
+        with self._exclusively():
+            fetch = self.processor.video_processor.fetch_videos
+            frame = (arrays_of(picture) if is_in_memory(picture) else fetch(picture, lambda _: [0])[0])[0]
+            self._finish_video()
+            self._new_video(None, frame)
+            self._videos[-1].waiting.append(frame)
+            self._encode_waiting()
+
+    def add_text(self, text: str) -> None:
+        """Adds text and ends the video so far."""
+        with self._exclusively():
+            self._finish_video()
+            self._content.append(text_part(text))
+
+    def next_video(self) -> None:
+        """Ends the video so far and completes its last clip. The next one has its own clock."""
+        with self._exclusively():
+            self._finish_video()
+
+    # Questions
+
+    def ask(self, question: str | list[str], *, remember: bool = False, **generation) -> str | list[str]:
+        r"""
+        Answers a question about all that was added.
+
+        Args:
+            question (`str` or `list[str]`):
+                The question. A list is answered together, each question as if it were the only one.
+            remember (`bool`, *optional*, defaults to `False`):
+                Whether question and answer stay in the conversation. It also ends the video so far.
+            generation:
+                Options of `generate`: `max_new_tokens`, `do_sample`, …
+
+        Returns:
+            `str` or `list[str]`: the answer, or one for each question.
+
+        Raises:
+            ValueError: for an option that a session sets itself, or a list of questions with `remember`.
+        """
+        questions = [question] if isinstance(question, str) else list(question)
+        if remember and not isinstance(question, str):
+            raise ValueError("`remember` is for one question at a time")
+        if not questions:
+            return []
+        with self._exclusively():
+            answers = self._answer(questions, remember, generation)
+        return answers[0] if isinstance(question, str) else answers
+
+    def stream(self, question: str, *, remember: bool = False, **generation) -> Iterator[str]:
+        """As `ask` for one question, but yields the answer piece by piece. The answer ends where the caller stops."""
+        stopped = threading.Event()
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        stopping = StoppingCriteriaList([*generation.pop("stopping_criteria", []), StopWhenSet(stopped)])
+        failure: list[BaseException] = []
+
+        def answer():
+            try:
+                self._answer([question], remember, {**generation, "stopping_criteria": stopping}, streamer)
+            except BaseException as error:
+                failure.append(error)
+            finally:
+                streamer.on_finalized_text("", stream_end=True)
+
+        with self._exclusively():
+            thread = threading.Thread(target=answer, daemon=True)
+            thread.start()
+            try:
+                begun = False
+                for text in streamer:
+                    text = text if begun else text.lstrip()
+                    if text:
+                        begun = True
+                        yield text
+            finally:
+                stopped.set()
+                thread.join()
+        if failure:
+            raise failure[0]
+
+    @torch.inference_mode()
+    def logits(self, question: str) -> torch.Tensor:
+        """The logits of the answer's first token, `(vocabulary,)`."""
+        with self._exclusively(), self._asking([question]) as (prompt,):
+            return self._forward(prompt[len(self._cached) :], logits_to_keep=1).logits[0, -1].clone()
+
+    def inputs_for(self, question: str) -> dict[str, torch.Tensor]:
+        """`input_ids` and `attention_mask`, `(1, tokens)`, of the whole prompt; without clips that were dropped."""
+        with self._exclusively():
+            ids = torch.from_numpy(self._prompt(self._videos_completed(), question).ids)[None]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    # What there is
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of video that came in."""
+        return float(sum(video.sampler.seconds for video in self._videos if video.sampler))
+
+    @property
+    def num_clips(self) -> int:
+        """Clips that were encoded, pictures not counted."""
+        return sum(video.clips for video in self._videos if video.sampler)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the cache."""
+        return len(self._cached)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of the cache and of the frames that wait for the next clip."""
+        cache = sum(buffer.nbytes for layer in self._cache.layers for buffer in layer.buffers)
+        return cache + sum(frame.nbytes for video in self._videos for frame in video.kept_frames)
+
+    def reset(self) -> None:
+        """Forgets all that was added and remembered."""
+        with self._exclusively():
+            self._cache = new_cache()
+            self._cached = Prompt(np.zeros(0, np.int64), np.zeros(0, np.int64))
+            self._messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+            self._content: list[dict] = []
+            self._videos: list[Video] = []
+            self._warned = False
+
+    def fork(self) -> "VideoPandaSession":
+        """An independent session that has seen and remembered the same. It copies the cache."""
+        with self._exclusively():
+            other = copy.copy(self)
+            other._busy = threading.Lock()
+            other._cache = self._cache_of(self._keys_and_values())
+            other._messages, other._content = copy.deepcopy(self._messages), copy.deepcopy(self._content)
+            other._videos = [video.copy() for video in self._videos]
+            return other
+
+    # To and from a file
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the session to one file in safetensors' format. [`~VideoPandaSession.load`] reads it."""
+        with self._exclusively():
+            tensors = {
+                "ids": torch.from_numpy(self._cached.ids),
+                "positions": torch.from_numpy(self._cached.positions),
+            }
+            for index, pair in enumerate(self._keys_and_values()):
+                for name, states in zip(("keys", "values"), pair, strict=True):
+                    tensors[f"layers.{index}.{name}"] = states.cpu().contiguous()
+            videos = []
+            for index, video in enumerate(self._videos):
+                sampler = video.sampler
+                for number, frame in enumerate(video.kept_frames):
+                    tensors[f"videos.{index}.frames.{number}"] = torch.from_numpy(frame)
+                state = {name: getattr(video, name) for name in ("shape", "grid", "clips", "dropped")}
+                state |= {"waiting": len(video.waiting), "is_picture": sampler is None}
+                if sampler is not None:
+                    state |= {"seconds": sampler.seconds.as_integer_ratio(), "taken": sampler.taken}
+                videos.append(state)
+            settings = {"fps": self.fps, "system": self.system, "max_clips": self.max_clips}
+            conversation = {"messages": self._messages, "content": self._content, "videos": videos}
+            state = {"version": 1, "model": self._signature(), "settings": settings, **conversation}
+        # Written beside its place first, so that an interrupted save leaves an older file as it was.
+        unfinished = f"{os.fspath(path)}.{os.getpid()}.tmp"
+        try:
+            save_file(tensors, unfinished, metadata={"video_panda_session": json.dumps(state)})
+            os.replace(unfinished, path)
+        finally:
+            if os.path.exists(unfinished):
+                os.remove(unfinished)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, model, processor) -> "VideoPandaSession":
+        r"""
+        Reads a session from a file that [`~VideoPandaSession.save`] wrote.
+
+        Args:
+            path (`str` or `Path`):
+                The file.
+            model (`VideoPandaForConditionalGeneration`), processor (`VideoPandaProcessor`):
+                The model and the processor that the session had.
+
+        Raises:
+            ValueError: if it is no session's file, or one of another model.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                state = json.loads((file.metadata() or {})["video_panda_session"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (KeyError, SafetensorError) as error:
+            raise ValueError(f"{path} is not a file that VideoPandaSession.save wrote") from error
+        session = cls(model, processor, **state["settings"])
+        if state["version"] != 1 or state["model"] != session._signature():
+            raise ValueError(f"{path} is the session of another model: {state['model']}, not {session._signature()}")
+        session._messages, session._content = state["messages"], state["content"]
+        session._cached = Prompt(tensors["ids"].numpy(), tensors["positions"].numpy())
+        layers = sum(name.startswith("layers.") for name in tensors) // 2
+        pairs = [[tensors[f"layers.{index}.{name}"] for name in ("keys", "values")] for index in range(layers)]
+        session._cache = session._cache_of(pairs)
+        for index, saved in enumerate(state["videos"]):
+            prefix = f"videos.{index}.frames."
+            frames = [tensors[f"{prefix}{n}"].numpy() for n in range(sum(name.startswith(prefix) for name in tensors))]
+            waiting, unfinished = frames[: saved["waiting"]], frames[saved["waiting"] :]
+            sampler = None
+            if not saved["is_picture"]:
+                seconds = Fraction(*saved["seconds"])
+                sampler = FrameSampler(Fraction(session.fps), seconds, saved["taken"], unfinished)
+            video = Video(
+                sampler, tuple(saved["shape"]), tuple(saved["grid"]), saved["clips"], saved["dropped"], waiting
+            )
+            session._videos.append(video)
+        return session
+
+    def _signature(self) -> dict:
+        """What the cache of this model looks like."""
+        config = self.model.config.get_text_config()
+        names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+        return {**{name: getattr(config, name) for name in names}, "dtype": str(self.model.dtype)}
+
+    def _keys_and_values(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(layer.keys, layer.values) for layer in self._cache.layers]
+
+    @staticmethod
+    @torch.inference_mode()
+    def _cache_of(pairs):
+        """A cache that holds a copy of these keys and values of each layer."""
+        cache = new_cache()
+        for index, (keys, values) in enumerate(pairs):
+            cache.update(keys, values, index)
+        return cache
+
+    # Frames → clips
+
+    def _add_frames(self, frames, rate: float) -> int:
+        if not 0 < rate < float("inf"):
+            raise ValueError(f"`rate` is a number of frames a second above 0, not {rate}")
+        frames = arrays_of(frames)
+        seconds = len(frames) / Fraction(rate)
+        video = self._current_video(frames[0])
+        due = video.sampler.due(seconds, Fraction(rate))
+        return self._take(video, [frames[min(number, len(frames) - 1)] for number in due], seconds)
+
+    def _add_file(self, source, start: float | None, end: float | None) -> int:
+        position, encoded = Fraction(start or 0), 0
+        piece = FRAMES_AT_ONCE / Fraction(self.fps)  # so that few frames are in memory at a time
+
+        def part(metadata) -> tuple[Fraction, list[int]]:
+            """Where the next piece ends, and the frames that are due in it, counted in the whole file."""
+            if metadata.fps is None:
+                raise ValueError(f"{name_of(source)} is a picture: use `add_picture`")
+            rate = Fraction(metadata.fps)
+            length = metadata.total_num_frames / rate
+            last = length if end is None else min(Fraction(end), length)
+            if not 0 <= position < last:
+                raise ValueError(
+                    f"{name_of(source)} has {float(length):g} seconds: {start or 0:g} to {float(last):g} is no part of it"
+                )
+            until = min(last, position + piece)
+            due = self._current_sampler().due(until - position, rate, position)
+            return until, [min(number, metadata.total_num_frames - 1) for number in due]
+
+        finished = False
+        while not finished:
+            frames, metadata = self.processor.video_processor.fetch_videos(source, lambda found: part(found)[1] or [0])
+            until, due = part(metadata)
+            encoded += self._take(self._current_video(frames[0]), list(frames[: len(due)]), until - position)
+            length = metadata.total_num_frames / Fraction(metadata.fps)
+            position, finished = until, until == (length if end is None else min(Fraction(end), length))
+        return encoded
+
+    def _take(self, video: Video, frames: list[np.ndarray], seconds: Fraction) -> int:
+        """Moves the video on by `seconds` with the frames that were due. Returns the clips that were encoded."""
+        # Copies, because a frame that waits must not keep all others in memory.
+        video.waiting += video.sampler.take([frame.copy() for frame in frames], seconds)
+        return self._encode_waiting()
+
+    def _video_goes_on(self) -> bool:
+        return bool(self._content) and self._content[-1] == VIDEO and self._videos[-1].sampler is not None
+
+    def _current_sampler(self) -> FrameSampler:
+        """That of the video that is coming in, or of a new one."""
+        return self._videos[-1].sampler if self._video_goes_on() else FrameSampler(Fraction(self.fps))
+
+    def _current_video(self, frame: np.ndarray) -> Video:
+        """The video that is coming in, or a new one. `frame` is one of those that come next."""
+        if not self._video_goes_on():
+            self._new_video(FrameSampler(Fraction(self.fps)), frame)
+        video = self._videos[-1]
+        if video.shape != frame.shape:
+            (height, width, _), (old_height, old_width, _) = frame.shape, video.shape
+            raise ValueError(
+                f"frames of {width}×{height} pixels after some of {old_width}×{old_height}: call `next_video()` first"
+            )
+        return video
+
+    def _new_video(self, sampler: FrameSampler | None, frame: np.ndarray) -> None:
+        video_processor = self.processor.video_processor
+        (grid,) = video_processor(frame[None], do_sample_frames=False, return_tensors="pt")["video_grid_thw"]
+        _, rows, columns = (grid // video_processor.merge_size).tolist()
+        self._videos.append(Video(sampler, frame.shape, (rows, columns)))
+        self._content.append(VIDEO)
+
+    def _finish_video(self) -> None:
+        """Completes the last clip of the video that is coming in, for good."""
+        if self._video_goes_on():
+            self._videos = self._videos_completed()
+            self._encode_waiting()
+
+    def _videos_completed(self) -> list[Video]:
+        """The videos as a question sees them: the last clip is completed by repeating its last frame, as in a file."""
+        if not self._video_goes_on():
+            return self._videos
+        video = self._videos[-1].copy()
+        if not video.clips and not video.waiting:  # the processor takes one frame of the shortest file
+            video.waiting = video.sampler.unfinished[:1]
+        video.waiting += video.waiting[-1:] * (-len(video.waiting) % self._frames_per_clip)
+        return [*self._videos[:-1], video]
+
+    @property
+    def _frames_per_clip(self) -> int:
+        return self.model.config.vision_config.frames_per_clip
+
+    # Clips → cache
+
+    def _encode_waiting(self) -> int:
+        """Encodes the complete clips of the last video. Returns how many."""
+        video = self._videos[-1]
+        size = self._size_of_clip(video)
+        encoded = 0
+        while count := min(len(video.waiting) // size, CLIPS_AT_ONCE):
+            features = self._encode(video.waiting[: count * size])
+            longer = replace(video, clips=video.clips + count, waiting=[])
+            self._fill_cache(self._prefix([*self._videos[:-1], longer]), features)
+            video.clips, video.waiting = longer.clips, video.waiting[count * size :]
+            encoded += count
+            self._drop_old_clips()
+        return encoded
+
+    def _encode(self, frames: list[np.ndarray]) -> torch.Tensor:
+        """The tokens of frames, `(tokens, text hidden size)`."""
+        inputs = self.processor.video_processor(np.stack(frames), do_sample_frames=False, return_tensors="pt")
+        pixels = inputs["pixel_values_videos"].to(self.model.device)
+        (features,) = self.model.get_video_features(pixels, inputs["video_grid_thw"], return_dict=True).pooler_output
+        return features
+
+    def _fill_cache(self, prompt: Prompt, features: torch.Tensor | None = None) -> None:
+        """Makes the cache hold `prompt`. `features` are those of the placeholders that it does not hold yet."""
+        shared = self._shared(prompt)
+        self._crop(shared)
+        if shared < len(prompt):
+            encoded = None if features is None else {"video": BaseModelOutputWithPooling(pooler_output=(features,))}
+            self._forward(prompt[shared:], mm_encoder_outputs=encoded, logits_to_keep=1)
+            self._cached = prompt
+            self._warn_of_length()
+
+    def _forward(self, prompt: Prompt, **kwargs):
+        """Runs the model on tokens behind those in the cache. If it fails, the cache is as before."""
+        try:
+            return self.model(
+                input_ids=torch.from_numpy(prompt.ids)[None].to(self.model.device),
+                position_ids=torch.from_numpy(prompt.positions)[None].to(self.model.device),
+                use_cache=True,
+                **{CACHE: self._cache},
+                **kwargs,
+            )
+        except BaseException:
+            self._crop(len(self._cached))
+            raise
+
+    def _shared(self, prompt: Prompt) -> int:
+        """How many tokens of the cache begin `prompt`. Those of videos must be among them."""
+        shared = self._cached.shared_with(prompt)
+        if np.isin(self._cached.ids[shared:], self.processor.video_token_ids).any():
+            raise ValueError("the chat template changes what is before a video, which is encoded already")
+        return shared
+
+    def _crop(self, length: int) -> None:
+        """Removes from the cache all but the first `length` tokens."""
+        for layer in self._cache.layers:
+            layer.crop(length - layer.get_seq_length())
+        self._cached = self._cached[:length]
+
+    def _drop_old_clips(self) -> None:
+        """Takes the oldest clips out of the cache until it holds `max_clips`."""
+        films = [video for video in self._videos if video.sampler is not None]
+        surplus = sum(video.clips - video.dropped for video in films) - (self.max_clips or sys.maxsize)
+        start = 0
+        for video in self._videos:
+            start += int(np.isin(self._cached.ids[start:], self.processor.video_token_ids).argmax())
+            kept = video.clips - video.dropped
+            dropped = 0 if video.sampler is None else max(0, min(surplus, kept))
+            tokens = self._size_of_clip(video) * len(self._tokens_of_frame(video))
+            if dropped:
+                end = start + dropped * tokens
+                for layer in self._cache.layers:
+                    layer.cut_out(start, end)
+                self._cached = self._cached.without(start, end)
+                video.dropped += dropped
+                surplus -= dropped
+            start += (kept - dropped) * tokens
+
+    def _warn_of_length(self) -> None:
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        position = int(self._cached.positions[-1])
+        if longest and position >= longest and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the prompt has reached position {position}, and the language model was made for {longest}: answers "
+                "may get worse. Use a smaller `fps`, or reset() the session.",
+                stacklevel=2,
+            )
+
+    # Prompts
+
+    def _prompt(self, videos: list[Video], question: str) -> Prompt:
+        """The whole prompt of a question about these videos."""
+        message = {"role": "user", "content": [*self._content, text_part(question)]}
+        return self._expanded([*self._messages, message], videos)
+
+    def _prefix(self, videos: list[Video]) -> Prompt:
+        """What is the same for every question: up to the end of the last video, or of what was remembered after it."""
+        prompt = self._prompt(videos, "?")
+        is_video = np.isin(prompt.ids, self.processor.video_token_ids)
+        end = len(prompt) - int(is_video[::-1].argmax()) if is_video.any() else 0
+        if VIDEO not in self._content and self._messages and self._messages[-1]["role"] == "assistant":
+            end = max(end, self._expanded(self._messages, videos).shared_with(prompt))
+        return prompt[:end]
+
+    def _expanded(self, messages: list[dict], videos: list[Video]) -> Prompt:
+        """The prompt of these messages with the tokens of `videos`, as far as these have come in."""
+        ids = self._template(messages)
+        # Each video in `ids` is a stand-in of one frame of one token: context, token, and ROW if the model has it.
+        starts = np.flatnonzero(ids == self.processor.video_token_id)[::2]
+        parts, positions, position, end = [], [], 0, 0
+        for start, video in zip(starts, videos, strict=True):
+            frame = self._tokens_of_frame(video)
+            size = self._size_of_clip(video)
+            frames = (video.clips - video.dropped) * size + len(video.waiting)
+            for part, gap in ((ids[end:start], 0), (np.tile(frame, frames), video.dropped * size * len(frame))):
+                position += gap
+                parts.append(part)
+                positions.append(np.arange(position, position + len(part)))
+                position += len(part)
+            end = start + 2 + self.processor.use_row_tokens
+        parts.append(ids[end:])
+        positions.append(np.arange(position, position + len(ids) - end))
+        return Prompt(np.concatenate(parts), np.concatenate(positions))
+
+    def _size_of_clip(self, video: Video) -> int:
+        return 1 if video.sampler is None else self._frames_per_clip
+
+    def _tokens_of_frame(self, video: Video) -> np.ndarray:
+        """Context, then the rows of tokens, each ended by ROW if the model has it."""
+        rows, columns = video.grid
+        video_id, row_id = self.processor.video_token_ids
+        row = [video_id] * columns + [row_id] * self.processor.use_row_tokens
+        return np.array([video_id, *row * rows])
+
+    def _template(self, messages: list[dict]) -> np.ndarray:
+        """The token ids of messages in which every video has one frame of one token."""
+        video_processor = self.processor.video_processor
+        side = video_processor.patch_size * video_processor.merge_size
+        stand_in = {"type": "video", "video": np.zeros((1, side, side, 3), np.uint8)}
+        filled = [
+            message
+            if isinstance(message["content"], str)
+            else {**message, "content": [stand_in if part == VIDEO else part for part in message["content"]]}
+            for message in messages
+        ]
+        inputs = self.processor.apply_chat_template(
+            filled,
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=messages[-1]["role"] == "user",
+            processor_kwargs={"do_resize": False, "do_sample_frames": False},
+        )
+        return np.asarray(inputs["input_ids"][0], dtype=np.int64)
+
+    def _check_template(self) -> None:
+        """Raises `ValueError` if what is before the end of a video depends on the question."""
+        content = [VIDEO, {"type": "text", "text": ""}]
+        prompts = []
+        for question in ("What is it?", "Why?"):
+            content = [VIDEO, {"type": "text", "text": question}]
+            prompts.append(self._template([*self._messages, {"role": "user", "content": content}]))
+        ends = [
+            int(np.flatnonzero(np.isin(ids, self.processor.video_token_ids)).max(initial=-1)) + 1 for ids in prompts
+        ]
+        if 0 in ends or not np.array_equal(prompts[0][: ends[0]], prompts[1][: ends[1]]):
+            raise ValueError(
+                "the chat template puts the question before the video, but a session encodes the video before it knows "
+                "the question: use a template that keeps the order of a message's content"
+            )
+
+    # Answers
+
+    @contextmanager
+    def _exclusively(self):
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError("the session is busy: an answer is being streamed, or another thread uses it")
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    @contextmanager
+    def _asking(self, questions: list[str]):
+        """Gives the prompts of these questions, with all videos in the cache. Afterwards the cache is as before."""
+        self._fill_cache(self._prefix([replace(video, waiting=[]) for video in self._videos]))
+        before, videos = len(self._cached), self._videos_completed()
+        try:
+            if videos and videos[-1].waiting:
+                self._fill_cache(self._prefix(videos), self._encode(videos[-1].waiting))
+            prompts = [self._prompt(videos, question) for question in questions]
+            self._crop(min(self._shared(prompt) for prompt in prompts))
+            yield prompts
+        finally:
+            self._crop(before)
+
+    def _answer(self, questions: list[str], remember: bool, generation: dict, streamer=None) -> list[str]:
+        if taken := sorted(TAKEN_OPTIONS & set(generation)):
+            raise ValueError(f"{', '.join(taken)}: a session sets this itself")
+        config = generation.get("generation_config") or self.model.generation_config
+        single = len(questions) == 1 and (generation.get("num_beams") or config.num_beams or 1) == 1
+        with torch.inference_mode():
+            with self._asking(questions) as prompts:
+                inputs = self._padded(prompts)
+                if single or len(self._cached):
+                    inputs[CACHE] = self._cache if single else branch_of(self._cache)
+                if config.cache_implementation is not None:
+                    generation = {**generation, "cache_implementation": None}
+                output = self.model.generate(**inputs, use_cache=True, streamer=streamer, **generation)
+                output = output[:, inputs["input_ids"].shape[1] :]
+            answers = [text.strip() for text in self.processor.batch_decode(output, skip_special_tokens=True)]
+            if remember:
+                self._finish_video()
+                self._messages.append(
+                    {"role": "user", "content": [*self._content, {"type": "text", "text": questions[0]}]}
+                )
+                self._messages.append({"role": "assistant", "content": answers[0]})
+                self._content = []
+        return answers
+
+    def _padded(self, prompts: list[Prompt]) -> dict[str, torch.Tensor]:
+        """Prompts of different lengths as one batch. They are padded where the cache ends and the questions begin."""
+        cached, longest = len(self._cached), max(map(len, prompts))
+        pad = self.processor.tokenizer.pad_token_id
+
+        def rows(values: list[np.ndarray], fill: int) -> torch.Tensor:
+            padded = [np.insert(row, cached, [fill] * (longest - len(row))) for row in values]
+            return torch.from_numpy(np.stack(padded)).to(self.model.device)
+
+        return {
+            "input_ids": rows([prompt.ids for prompt in prompts], 0 if pad is None else pad),
+            "attention_mask": rows([np.ones_like(prompt.ids) for prompt in prompts], 0),
+            "position_ids": rows([prompt.positions for prompt in prompts], 0),
+        }
+
+
+class StopWhenSet(StoppingCriteria):
+    """Ends all answers once an event is set."""
+
+    def __init__(self, event: threading.Event):
+        self.event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+def text_part(text: str) -> dict:
+    return {"type": "text", "text": text}
+
+
+def is_in_memory(video) -> bool:
+    return isinstance(video, (Image.Image, np.ndarray, torch.Tensor, list, tuple))
+
+
+def arrays_of(frames) -> np.ndarray:
+    """Frames in memory, one or many, as an array `(frames, height, width, 3)` of uint8 or float."""
+    if isinstance(frames, Image.Image) or getattr(frames, "ndim", 4) < 4:
+        frames = [frames]
+    if len(frames) == 0:
+        raise ValueError("there is no frame to add")
+    return rgb_frames(list(frames) if isinstance(frames, tuple) else frames).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def name_of(source) -> str:
+    return str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
