@@ -1,5 +1,7 @@
 """The key-value cache of a session, which grows in place, and branches of it for several answers at once."""
 
+from collections.abc import Iterable
+
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -20,6 +22,8 @@ class GrowingLayer(DynamicLayer):
         """Appends keys and values, and returns all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if self.buffers[0].device != key_states.device:  # read from a file
+            self.buffers = [buffer.to(key_states.device) for buffer in self.buffers]
         start = self.get_seq_length()
         end = start + key_states.shape[2]
         if end > self.buffers[0].shape[2]:
@@ -64,6 +68,15 @@ class BranchLayer(DynamicLayer):
 def new_cache() -> Cache:
     """An empty cache of growing layers. It gets as many as the language model has."""
     return Cache(layer_class_to_replicate=GrowingLayer)
+
+
+@torch.inference_mode()
+def cache_of(layers: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Cache:
+    """A cache that holds copies of the keys and values of these layers."""
+    cache = new_cache()
+    for index, (keys, values) in enumerate(layers):
+        cache.update(keys, values, index)
+    return cache
 
 
 def branch_of(cache: Cache) -> Cache:

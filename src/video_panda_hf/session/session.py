@@ -1,27 +1,26 @@
 """`VideoPandaSession`: a video is encoded while it comes in, and questions about it are answered at any time."""
 
 import copy
-import json
 import os
 import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from fractions import Fraction
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from video_panda_hf.processing import rgb_frames
 
-from .cache import branch_of, new_cache
+from .cache import branch_of, cache_of, new_cache
+from .file import read_session, write_session
+from .prompt import VIDEO, Prompt, Video, check_template, ids_of_frame, is_of_video, text_part, write_prompt
 from .sampling import FrameSampler
 
 
@@ -31,50 +30,6 @@ CLIPS_AT_ONCE = 8  # clips that are encoded and put into the cache by one call
 FRAMES_AT_ONCE = 64  # frames of a file that are in memory at a time
 TAKEN_OPTIONS = {"inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache", "past_key_values"}
 TAKEN_OPTIONS |= {"streamer", "num_return_sequences", "return_dict_in_generate", "cache_implementation", "use_cache"}
-VIDEO = {"type": "video"}  # in a message, where a video or a picture stands
-
-
-@dataclass
-class Video:
-    """A video of the prompt, or a picture, as far as it has come in."""
-
-    sampler: FrameSampler | None  # None: a picture
-    shape: tuple[int, int, int]  # of a frame: height, width, channels
-    grid: tuple[int, int]  # rows and columns of tokens in a frame
-    clips: int = 0  # encoded, and put into the cache
-    dropped: int = 0  # clips, the oldest ones, that are no longer in the cache
-    waiting: list[np.ndarray] = field(default_factory=list)  # frames that no clip has yet
-
-    def copy(self) -> "Video":
-        sampler = self.sampler and replace(self.sampler, unfinished=list(self.sampler.unfinished))
-        return replace(self, sampler=sampler, waiting=list(self.waiting))
-
-    @property
-    def kept_frames(self) -> list[np.ndarray]:
-        return self.waiting + (self.sampler.unfinished if self.sampler else [])
-
-
-@dataclass
-class Prompt:
-    """Token ids `(tokens,)` and their positions in the whole prompt, where dropped clips leave gaps."""
-
-    ids: np.ndarray
-    positions: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, part: slice) -> "Prompt":
-        return Prompt(self.ids[part], self.positions[part])
-
-    def without(self, start: int, end: int) -> "Prompt":
-        return Prompt(np.delete(self.ids, slice(start, end)), np.delete(self.positions, slice(start, end)))
-
-    def shared_with(self, other: "Prompt") -> int:
-        """The number of tokens that both begin with."""
-        length = min(len(self), len(other))
-        differs = (self.ids[:length] != other.ids[:length]) | (self.positions[:length] != other.positions[:length])
-        return int(differs.argmax()) if differs.any() else length
 
 
 class VideoPandaSession:
@@ -130,7 +85,7 @@ class VideoPandaSession:
         self.fps, self.system, self.max_clips = float(fps), system, max_clips
         self._busy = threading.Lock()
         self.reset()
-        self._check_template()
+        check_template(processor, self._messages)
 
     # What comes in
 
@@ -298,7 +253,7 @@ class VideoPandaSession:
         with self._exclusively():
             other = copy.copy(self)
             other._busy = threading.Lock()
-            other._cache = self._cache_of(self._keys_and_values())
+            other._cache = cache_of((layer.keys, layer.values) for layer in self._cache.layers)
             other._messages, other._content = copy.deepcopy(self._messages), copy.deepcopy(self._content)
             other._videos = [video.copy() for video in self._videos]
             return other
@@ -306,36 +261,9 @@ class VideoPandaSession:
     # To and from a file
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the session to one file in safetensors' format. [`~VideoPandaSession.load`] reads it."""
+        """Writes the session to one file in safetensors' format, which [`~VideoPandaSession.load`] reads."""
         with self._exclusively():
-            tensors = {
-                "ids": torch.from_numpy(self._cached.ids),
-                "positions": torch.from_numpy(self._cached.positions),
-            }
-            for index, pair in enumerate(self._keys_and_values()):
-                for name, states in zip(("keys", "values"), pair, strict=True):
-                    tensors[f"layers.{index}.{name}"] = states.cpu().contiguous()
-            videos = []
-            for index, video in enumerate(self._videos):
-                sampler = video.sampler
-                for number, frame in enumerate(video.kept_frames):
-                    tensors[f"videos.{index}.frames.{number}"] = torch.from_numpy(frame)
-                state = {name: getattr(video, name) for name in ("shape", "grid", "clips", "dropped")}
-                state |= {"waiting": len(video.waiting), "is_picture": sampler is None}
-                if sampler is not None:
-                    state |= {"seconds": sampler.seconds.as_integer_ratio(), "taken": sampler.taken}
-                videos.append(state)
-            settings = {"fps": self.fps, "system": self.system, "max_clips": self.max_clips}
-            conversation = {"messages": self._messages, "content": self._content, "videos": videos}
-            state = {"version": 1, "model": self._signature(), "settings": settings, **conversation}
-        # Written beside its place first, so that an interrupted save leaves an older file as it was.
-        unfinished = f"{os.fspath(path)}.{os.getpid()}.tmp"
-        try:
-            save_file(tensors, unfinished, metadata={"video_panda_session": json.dumps(state)})
-            os.replace(unfinished, path)
-        finally:
-            if os.path.exists(unfinished):
-                os.remove(unfinished)
+            write_session(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike, model, processor) -> "VideoPandaSession":
@@ -345,57 +273,15 @@ class VideoPandaSession:
         Args:
             path (`str` or `Path`):
                 The file.
-            model (`VideoPandaForConditionalGeneration`), processor (`VideoPandaProcessor`):
-                The model and the processor that the session had.
+            model (`VideoPandaForConditionalGeneration`):
+                The model that the session had.
+            processor (`VideoPandaProcessor`):
+                Its processor.
 
         Raises:
-            ValueError: if it is no session's file, or one of another model.
+            ValueError: if it is not a session's file, or one of another model.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                state = json.loads((file.metadata() or {})["video_panda_session"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (KeyError, SafetensorError) as error:
-            raise ValueError(f"{path} is not a file that VideoPandaSession.save wrote") from error
-        session = cls(model, processor, **state["settings"])
-        if state["version"] != 1 or state["model"] != session._signature():
-            raise ValueError(f"{path} is the session of another model: {state['model']}, not {session._signature()}")
-        session._messages, session._content = state["messages"], state["content"]
-        session._cached = Prompt(tensors["ids"].numpy(), tensors["positions"].numpy())
-        layers = sum(name.startswith("layers.") for name in tensors) // 2
-        pairs = [[tensors[f"layers.{index}.{name}"] for name in ("keys", "values")] for index in range(layers)]
-        session._cache = session._cache_of(pairs)
-        for index, saved in enumerate(state["videos"]):
-            prefix = f"videos.{index}.frames."
-            frames = [tensors[f"{prefix}{n}"].numpy() for n in range(sum(name.startswith(prefix) for name in tensors))]
-            waiting, unfinished = frames[: saved["waiting"]], frames[saved["waiting"] :]
-            sampler = None
-            if not saved["is_picture"]:
-                seconds = Fraction(*saved["seconds"])
-                sampler = FrameSampler(Fraction(session.fps), seconds, saved["taken"], unfinished)
-            video = Video(
-                sampler, tuple(saved["shape"]), tuple(saved["grid"]), saved["clips"], saved["dropped"], waiting
-            )
-            session._videos.append(video)
-        return session
-
-    def _signature(self) -> dict:
-        """What the cache of this model looks like."""
-        config = self.model.config.get_text_config()
-        names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
-        return {**{name: getattr(config, name) for name in names}, "dtype": str(self.model.dtype)}
-
-    def _keys_and_values(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [(layer.keys, layer.values) for layer in self._cache.layers]
-
-    @staticmethod
-    @torch.inference_mode()
-    def _cache_of(pairs):
-        """A cache that holds a copy of these keys and values of each layer."""
-        cache = new_cache()
-        for index, (keys, values) in enumerate(pairs):
-            cache.update(keys, values, index)
-        return cache
+        return read_session(cls, path, model, processor)
 
     # Frames → clips
 
@@ -421,7 +307,7 @@ class VideoPandaSession:
             last = length if end is None else min(Fraction(end), length)
             if not 0 <= position < last:
                 raise ValueError(
-                    f"{name_of(source)} has {float(length):g} seconds: {start or 0:g} to {float(last):g} is no part of it"
+                    f"{name_of(source)} has {float(length):g} seconds, so {start or 0:g} to {float(last):g} is no part"
                 )
             until = min(last, position + piece)
             due = self._current_sampler().due(until - position, rate, position)
@@ -465,7 +351,8 @@ class VideoPandaSession:
         video_processor = self.processor.video_processor
         (grid,) = video_processor(frame[None], do_sample_frames=False, return_tensors="pt")["video_grid_thw"]
         _, rows, columns = (grid // video_processor.merge_size).tolist()
-        self._videos.append(Video(sampler, frame.shape, (rows, columns)))
+        clip_size = self.model.config.vision_config.frames_per_clip if sampler else 1
+        self._videos.append(Video(sampler, frame.shape, ids_of_frame(self.processor, rows, columns), clip_size))
         self._content.append(VIDEO)
 
     def _finish_video(self) -> None:
@@ -475,31 +362,20 @@ class VideoPandaSession:
             self._encode_waiting()
 
     def _videos_completed(self) -> list[Video]:
-        """The videos as a question sees them: the last clip is completed by repeating its last frame, as in a file."""
-        if not self._video_goes_on():
-            return self._videos
-        video = self._videos[-1].copy()
-        if not video.clips and not video.waiting:  # the processor takes one frame of the shortest file
-            video.waiting = video.sampler.unfinished[:1]
-        video.waiting += video.waiting[-1:] * (-len(video.waiting) % self._frames_per_clip)
-        return [*self._videos[:-1], video]
-
-    @property
-    def _frames_per_clip(self) -> int:
-        return self.model.config.vision_config.frames_per_clip
+        """The videos as a question sees them."""
+        return [*self._videos[:-1], self._videos[-1].completed()] if self._video_goes_on() else self._videos
 
     # Clips → cache
 
     def _encode_waiting(self) -> int:
         """Encodes the complete clips of the last video. Returns how many."""
-        video = self._videos[-1]
-        size = self._size_of_clip(video)
-        encoded = 0
-        while count := min(len(video.waiting) // size, CLIPS_AT_ONCE):
-            features = self._encode(video.waiting[: count * size])
+        video, encoded = self._videos[-1], 0
+        while count := min(len(video.waiting) // video.clip_size, CLIPS_AT_ONCE):
+            frames = count * video.clip_size
+            features = self._encode(video.waiting[:frames])
             longer = replace(video, clips=video.clips + count, waiting=[])
             self._fill_cache(self._prefix([*self._videos[:-1], longer]), features)
-            video.clips, video.waiting = longer.clips, video.waiting[count * size :]
+            video.clips, video.waiting = longer.clips, video.waiting[frames:]
             encoded += count
             self._drop_old_clips()
         return encoded
@@ -538,7 +414,7 @@ class VideoPandaSession:
     def _shared(self, prompt: Prompt) -> int:
         """How many tokens of the cache begin `prompt`. Those of videos must be among them."""
         shared = self._cached.shared_with(prompt)
-        if np.isin(self._cached.ids[shared:], self.processor.video_token_ids).any():
+        if is_of_video(self.processor, self._cached.ids[shared:]).any():
             raise ValueError("the chat template changes what is before a video, which is encoded already")
         return shared
 
@@ -550,22 +426,19 @@ class VideoPandaSession:
 
     def _drop_old_clips(self) -> None:
         """Takes the oldest clips out of the cache until it holds `max_clips`."""
-        films = [video for video in self._videos if video.sampler is not None]
-        surplus = sum(video.clips - video.dropped for video in films) - (self.max_clips or sys.maxsize)
+        surplus = sum(video.kept_clips for video in self._videos if video.sampler) - (self.max_clips or sys.maxsize)
         start = 0
         for video in self._videos:
-            start += int(np.isin(self._cached.ids[start:], self.processor.video_token_ids).argmax())
-            kept = video.clips - video.dropped
-            dropped = 0 if video.sampler is None else max(0, min(surplus, kept))
-            tokens = self._size_of_clip(video) * len(self._tokens_of_frame(video))
+            start += int(is_of_video(self.processor, self._cached.ids[start:]).argmax())
+            dropped = max(0, min(surplus, video.kept_clips)) if video.sampler else 0
             if dropped:
-                end = start + dropped * tokens
+                end = start + dropped * video.tokens_per_clip
                 for layer in self._cache.layers:
                     layer.cut_out(start, end)
                 self._cached = self._cached.without(start, end)
                 video.dropped += dropped
                 surplus -= dropped
-            start += (kept - dropped) * tokens
+            start += video.kept_clips * video.tokens_per_clip
 
     def _warn_of_length(self) -> None:
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -583,82 +456,15 @@ class VideoPandaSession:
     def _prompt(self, videos: list[Video], question: str) -> Prompt:
         """The whole prompt of a question about these videos."""
         message = {"role": "user", "content": [*self._content, text_part(question)]}
-        return self._expanded([*self._messages, message], videos)
+        return write_prompt(self.processor, [*self._messages, message], videos)
 
     def _prefix(self, videos: list[Video]) -> Prompt:
         """What is the same for every question: up to the end of the last video, or of what was remembered after it."""
         prompt = self._prompt(videos, "?")
-        is_video = np.isin(prompt.ids, self.processor.video_token_ids)
-        end = len(prompt) - int(is_video[::-1].argmax()) if is_video.any() else 0
+        end = np.flatnonzero(is_of_video(self.processor, prompt.ids)).max(initial=-1) + 1
         if VIDEO not in self._content and self._messages and self._messages[-1]["role"] == "assistant":
-            end = max(end, self._expanded(self._messages, videos).shared_with(prompt))
+            end = max(end, write_prompt(self.processor, self._messages, videos).shared_with(prompt))
         return prompt[:end]
-
-    def _expanded(self, messages: list[dict], videos: list[Video]) -> Prompt:
-        """The prompt of these messages with the tokens of `videos`, as far as these have come in."""
-        ids = self._template(messages)
-        # Each video in `ids` is a stand-in of one frame of one token: context, token, and ROW if the model has it.
-        starts = np.flatnonzero(ids == self.processor.video_token_id)[::2]
-        parts, positions, position, end = [], [], 0, 0
-        for start, video in zip(starts, videos, strict=True):
-            frame = self._tokens_of_frame(video)
-            size = self._size_of_clip(video)
-            frames = (video.clips - video.dropped) * size + len(video.waiting)
-            for part, gap in ((ids[end:start], 0), (np.tile(frame, frames), video.dropped * size * len(frame))):
-                position += gap
-                parts.append(part)
-                positions.append(np.arange(position, position + len(part)))
-                position += len(part)
-            end = start + 2 + self.processor.use_row_tokens
-        parts.append(ids[end:])
-        positions.append(np.arange(position, position + len(ids) - end))
-        return Prompt(np.concatenate(parts), np.concatenate(positions))
-
-    def _size_of_clip(self, video: Video) -> int:
-        return 1 if video.sampler is None else self._frames_per_clip
-
-    def _tokens_of_frame(self, video: Video) -> np.ndarray:
-        """Context, then the rows of tokens, each ended by ROW if the model has it."""
-        rows, columns = video.grid
-        video_id, row_id = self.processor.video_token_ids
-        row = [video_id] * columns + [row_id] * self.processor.use_row_tokens
-        return np.array([video_id, *row * rows])
-
-    def _template(self, messages: list[dict]) -> np.ndarray:
-        """The token ids of messages in which every video has one frame of one token."""
-        video_processor = self.processor.video_processor
-        side = video_processor.patch_size * video_processor.merge_size
-        stand_in = {"type": "video", "video": np.zeros((1, side, side, 3), np.uint8)}
-        filled = [
-            message
-            if isinstance(message["content"], str)
-            else {**message, "content": [stand_in if part == VIDEO else part for part in message["content"]]}
-            for message in messages
-        ]
-        inputs = self.processor.apply_chat_template(
-            filled,
-            tokenize=True,
-            return_dict=True,
-            add_generation_prompt=messages[-1]["role"] == "user",
-            processor_kwargs={"do_resize": False, "do_sample_frames": False},
-        )
-        return np.asarray(inputs["input_ids"][0], dtype=np.int64)
-
-    def _check_template(self) -> None:
-        """Raises `ValueError` if what is before the end of a video depends on the question."""
-        content = [VIDEO, {"type": "text", "text": ""}]
-        prompts = []
-        for question in ("What is it?", "Why?"):
-            content = [VIDEO, {"type": "text", "text": question}]
-            prompts.append(self._template([*self._messages, {"role": "user", "content": content}]))
-        ends = [
-            int(np.flatnonzero(np.isin(ids, self.processor.video_token_ids)).max(initial=-1)) + 1 for ids in prompts
-        ]
-        if 0 in ends or not np.array_equal(prompts[0][: ends[0]], prompts[1][: ends[1]]):
-            raise ValueError(
-                "the chat template puts the question before the video, but a session encodes the video before it knows "
-                "the question: use a template that keeps the order of a message's content"
-            )
 
     # Answers
 
@@ -702,9 +508,7 @@ class VideoPandaSession:
             answers = [text.strip() for text in self.processor.batch_decode(output, skip_special_tokens=True)]
             if remember:
                 self._finish_video()
-                self._messages.append(
-                    {"role": "user", "content": [*self._content, {"type": "text", "text": questions[0]}]}
-                )
+                self._messages.append({"role": "user", "content": [*self._content, text_part(questions[0])]})
                 self._messages.append({"role": "assistant", "content": answers[0]})
                 self._content = []
         return answers
@@ -733,10 +537,6 @@ class StopWhenSet(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
-
-
-def text_part(text: str) -> dict:
-    return {"type": "text", "text": text}
 
 
 def is_in_memory(video) -> bool:

@@ -1,0 +1,167 @@
+"""The prompt of a conversation whose videos are still coming in: token ids and positions, without any pixels."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from .sampling import FrameSampler
+
+
+VIDEO = {"type": "video"}  # in the content of a message, where a video or a picture stands
+
+
+@dataclass
+class Video:
+    """
+    A video of the prompt, or a picture, as far as it has come in.
+
+    Args:
+        sampler (`FrameSampler`, *optional*):
+            Chooses its frames; `None` for a picture.
+        shape (`tuple[int, int, int]`):
+            Height, width and channels of a frame.
+        frame_ids (`np.ndarray`):
+            The token ids of one frame.
+        clip_size (`int`):
+            Frames of a clip; 1 for a picture.
+        clips (`int`, *optional*, defaults to 0):
+            Clips that were encoded and put into the cache.
+        dropped (`int`, *optional*, defaults to 0):
+            Clips, the oldest ones, that were taken out of the cache again.
+        waiting (`list[np.ndarray]`, *optional*):
+            Frames that are not encoded yet.
+    """
+
+    sampler: FrameSampler | None
+    shape: tuple[int, int, int]
+    frame_ids: np.ndarray
+    clip_size: int
+    clips: int = 0
+    dropped: int = 0
+    waiting: list[np.ndarray] = field(default_factory=list)
+
+    def copy(self) -> "Video":
+        sampler = self.sampler and replace(self.sampler, unfinished=list(self.sampler.unfinished))
+        return replace(self, sampler=sampler, waiting=list(self.waiting))
+
+    def completed(self) -> "Video":
+        """A copy whose last clip is completed by repeating its last frame, as the processor does for a file."""
+        video = self.copy()
+        if video.sampler and not video.clips and not video.waiting:  # of the shortest file, it takes one frame
+            video.waiting = video.sampler.unfinished[:1]
+        video.waiting += video.waiting[-1:] * (-len(video.waiting) % video.clip_size)
+        return video
+
+    @property
+    def kept_frames(self) -> list[np.ndarray]:
+        """The frames in memory."""
+        return self.waiting + (self.sampler.unfinished if self.sampler else [])
+
+    @property
+    def kept_clips(self) -> int:
+        """The clips in the cache."""
+        return self.clips - self.dropped
+
+    @property
+    def tokens_per_clip(self) -> int:
+        return self.clip_size * len(self.frame_ids)
+
+
+@dataclass
+class Prompt:
+    """Token ids `(tokens,)` and their positions in the whole prompt, where dropped clips leave gaps."""
+
+    ids: np.ndarray
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, part: slice) -> "Prompt":
+        return Prompt(self.ids[part], self.positions[part])
+
+    def without(self, start: int, end: int) -> "Prompt":
+        return Prompt(np.delete(self.ids, slice(start, end)), np.delete(self.positions, slice(start, end)))
+
+    def shared_with(self, other: "Prompt") -> int:
+        """The number of tokens that both begin with."""
+        length = min(len(self), len(other))
+        differs = (self.ids[:length] != other.ids[:length]) | (self.positions[:length] != other.positions[:length])
+        return int(differs.argmax()) if differs.any() else length
+
+
+def text_part(text: str) -> dict:
+    return {"type": "text", "text": text}
+
+
+def is_of_video(processor, ids: np.ndarray) -> np.ndarray:
+    """Which tokens stand for videos, as a mask."""
+    return np.isin(ids, processor.video_token_ids)
+
+
+def ids_of_frame(processor, rows: int, columns: int) -> np.ndarray:
+    """The tokens of one frame: context, then the rows, each ended by ROW if the model has it."""
+    row = [processor.video_token_id] * columns + [processor.row_token_id] * processor.use_row_tokens
+    return np.array([processor.video_token_id, *row * rows])
+
+
+def write_prompt(processor, messages: list[dict], videos: list[Video]) -> Prompt:
+    """
+    The prompt of messages.
+
+    Args:
+        processor (`VideoPandaProcessor`):
+            It has the chat template and the tokenizer.
+        messages (`list[dict]`):
+            The conversation. `VIDEO` in the content of a message stands for the next of the videos.
+        videos (`list[Video]`):
+            As far as they have come in, with the clips that are kept and the frames that wait.
+    """
+    ids = with_stand_ins(processor, messages)
+    length_of_stand_in = len(ids_of_frame(processor, 1, 1))
+    starts = np.flatnonzero(ids == processor.video_token_id)[::2]  # a stand-in has two: its context and its token
+    parts, positions, position, end = [], [], 0, 0
+    for start, video in zip(starts, videos, strict=True):
+        tokens = np.tile(video.frame_ids, video.kept_clips * video.clip_size + len(video.waiting))
+        for part, gap in ((ids[end:start], 0), (tokens, video.dropped * video.tokens_per_clip)):
+            position += gap
+            parts.append(part)
+            positions.append(np.arange(position, position + len(part)))
+            position += len(part)
+        end = start + length_of_stand_in
+    parts.append(ids[end:])
+    positions.append(np.arange(position, position + len(ids) - end))
+    return Prompt(np.concatenate(parts), np.concatenate(positions))
+
+
+def with_stand_ins(processor, messages: list[dict]) -> np.ndarray:
+    """The token ids of messages in which every video has one frame of one token."""
+    side = processor.video_processor.patch_size * processor.video_processor.merge_size
+    stand_in = {"type": "video", "video": np.zeros((1, side, side, 3), np.uint8)}
+    filled = []
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [stand_in if part == VIDEO else part for part in content]
+        filled.append({**message, "content": content})
+    inputs = processor.apply_chat_template(
+        filled,
+        tokenize=True,
+        return_dict=True,
+        add_generation_prompt=messages[-1]["role"] == "user",
+        processor_kwargs={"do_resize": False, "do_sample_frames": False},
+    )
+    return np.asarray(inputs["input_ids"][0], dtype=np.int64)
+
+
+def check_template(processor, messages: list[dict]) -> None:
+    """Raises `ValueError` if a question changes the prompt before the end of its video."""
+    before = []
+    for question in ("What is it?", "Why?"):
+        ids = with_stand_ins(processor, [*messages, {"role": "user", "content": [VIDEO, text_part(question)]}])
+        before.append(ids[: np.flatnonzero(is_of_video(processor, ids)).max(initial=-1) + 1])
+    if len(before[0]) == 0 or not np.array_equal(*before):
+        raise ValueError(
+            "the chat template puts the question before the video, but a session encodes the video before it has a "
+            "question: use a template that keeps the order of a message's content"
+        )
