@@ -3,7 +3,7 @@
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from video_panda_hf import VideoPandaConfig, VideoPandaForConditionalGeneration
+from video_panda_hf import VideoPandaConfig, VideoPandaForConditionalGeneration, VideoPandaProcessor
 
 
 PATCH_DIM = 3 * 2 * 2
@@ -44,8 +44,23 @@ def tiny_config(text: str = "llama", **vision) -> VideoPandaConfig:
 
 def tiny_model(text: str = "llama", dtype=torch.float32, **vision) -> VideoPandaForConditionalGeneration:
     """The model in eval mode. No weight is zero, so that every branch counts."""
+    return model_of(tiny_config(text, **vision), dtype)
+
+
+def model_with_processor(tokenizer, text: str = "llama", **vision):
+    """A tiny model, and the processor that goes with it, made of this tokenizer."""
+    processor = VideoPandaProcessor.from_text_pretrained(tokenizer, image_size=16, patch_size=2)
+    config = tiny_config(text, **vision)
+    config.text_config.vocab_size = len(processor.tokenizer)
+    config.text_config.eos_token_id = processor.tokenizer.eos_token_id
+    config.text_config.pad_token_id = processor.tokenizer.pad_token_id
+    config.video_token_id, config.row_token_id = processor.video_token_ids
+    return model_of(config), processor
+
+
+def model_of(config: VideoPandaConfig, dtype=torch.float32) -> VideoPandaForConditionalGeneration:
     torch.manual_seed(0)
-    model = VideoPandaForConditionalGeneration(tiny_config(text, **vision))
+    model = VideoPandaForConditionalGeneration(config)
     generator = torch.Generator().manual_seed(1)
     for name, value in model.state_dict().items():
         if value.is_floating_point():

@@ -31,7 +31,7 @@ def write_session(session, path: str | os.PathLike) -> None:
     for index, video in enumerate(session._videos):
         for number, frame in enumerate(video.kept_frames):
             tensors[f"videos.{index}.frames.{number}"] = torch.from_numpy(frame)
-        state = {name: getattr(video, name) for name in ("shape", "clip_size", "clips", "dropped")}
+        state = {name: getattr(video, name) for name in ("shape", "clip_size", "clips", "dropped", "ended")}
         state |= {"frame_ids": video.frame_ids.tolist(), "waiting": len(video.waiting)}
         if video.sampler is not None:
             state |= {"seconds": video.sampler.seconds.as_integer_ratio(), "taken": video.sampler.taken}
@@ -80,8 +80,8 @@ def video_of(saved: dict, index: int, tensors: dict, fps: float) -> Video:
     sampler = None
     if "seconds" in saved:
         sampler = FrameSampler(Fraction(fps), Fraction(*saved["seconds"]), saved["taken"], unfinished)
-    ids, shape = np.array(saved["frame_ids"]), tuple(saved["shape"])
-    return Video(sampler, shape, ids, saved["clip_size"], saved["clips"], saved["dropped"], waiting)
+    counts = {name: saved[name] for name in ("clip_size", "clips", "dropped", "ended")}
+    return Video(sampler, tuple(saved["shape"]), np.array(saved["frame_ids"]), waiting=waiting, **counts)
 
 
 def count(tensors: dict, prefix: str) -> int:

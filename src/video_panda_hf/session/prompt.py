@@ -30,6 +30,8 @@ class Video:
             Clips, the oldest ones, that were taken out of the cache again.
         waiting (`list[np.ndarray]`, *optional*):
             Frames that are not encoded yet.
+        ended (`bool`, *optional*, defaults to `False`):
+            Whether what is added next is another video.
     """
 
     sampler: FrameSampler | None
@@ -39,6 +41,7 @@ class Video:
     clips: int = 0
     dropped: int = 0
     waiting: list[np.ndarray] = field(default_factory=list)
+    ended: bool = False
 
     def copy(self) -> "Video":
         sampler = self.sampler and replace(self.sampler, unfinished=list(self.sampler.unfinished))
@@ -149,7 +152,7 @@ def with_stand_ins(processor, messages: list[dict]) -> np.ndarray:
         tokenize=True,
         return_dict=True,
         add_generation_prompt=messages[-1]["role"] == "user",
-        processor_kwargs={"do_resize": False, "do_sample_frames": False},
+        processor_kwargs={"do_resize": False, "do_sample_frames": False, "input_data_format": "channels_last"},
     )
     return np.asarray(inputs["input_ids"][0], dtype=np.int64)
 

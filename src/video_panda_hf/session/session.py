@@ -329,7 +329,7 @@ class VideoPandaSession:
         return self._encode_waiting()
 
     def _video_goes_on(self) -> bool:
-        return bool(self._content) and self._content[-1] == VIDEO and self._videos[-1].sampler is not None
+        return bool(self._videos) and self._videos[-1].sampler is not None and not self._videos[-1].ended
 
     def _current_sampler(self) -> FrameSampler:
         """That of the video that is coming in, or of a new one."""
@@ -348,9 +348,8 @@ class VideoPandaSession:
         return video
 
     def _new_video(self, sampler: FrameSampler | None, frame: np.ndarray) -> None:
-        video_processor = self.processor.video_processor
-        (grid,) = video_processor(frame[None], do_sample_frames=False, return_tensors="pt")["video_grid_thw"]
-        _, rows, columns = (grid // video_processor.merge_size).tolist()
+        (grid,) = self._pixels_of([frame])["video_grid_thw"]
+        _, rows, columns = (grid // self.processor.video_processor.merge_size).tolist()
         clip_size = self.model.config.vision_config.frames_per_clip if sampler else 1
         self._videos.append(Video(sampler, frame.shape, ids_of_frame(self.processor, rows, columns), clip_size))
         self._content.append(VIDEO)
@@ -360,6 +359,7 @@ class VideoPandaSession:
         if self._video_goes_on():
             self._videos = self._videos_completed()
             self._encode_waiting()
+            self._videos[-1].ended = True
 
     def _videos_completed(self) -> list[Video]:
         """The videos as a question sees them."""
@@ -382,10 +382,15 @@ class VideoPandaSession:
 
     def _encode(self, frames: list[np.ndarray]) -> torch.Tensor:
         """The tokens of frames, `(tokens, text hidden size)`."""
-        inputs = self.processor.video_processor(np.stack(frames), do_sample_frames=False, return_tensors="pt")
+        inputs = self._pixels_of(frames)
         pixels = inputs["pixel_values_videos"].to(self.model.device)
         (features,) = self.model.get_video_features(pixels, inputs["video_grid_thw"], return_dict=True).pooler_output
         return features
+
+    def _pixels_of(self, frames: list[np.ndarray]):
+        return self.processor.video_processor(
+            np.stack(frames), do_sample_frames=False, input_data_format="channels_last", return_tensors="pt"
+        )
 
     def _fill_cache(self, prompt: Prompt, features: torch.Tensor | None = None) -> None:
         """Makes the cache hold `prompt`. `features` are those of the placeholders that it does not hold yet."""
