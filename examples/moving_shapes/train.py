@@ -55,10 +55,14 @@ from video_panda_hf.training import (
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- for message in messages -%}
-  {%- if message['role'] == 'user' -%}
+  {%- if message['role'] == 'system' and loop.first -%}
+    {{- message['content'] ~ ' ' -}}
+  {%- elif message['role'] == 'user' -%}
     {{- 'USER: ' ~ message['content'] -}}
-  {%- else -%}
+  {%- elif message['role'] == 'assistant' -%}
     {{- ' ASSISTANT:' -}}{%- generation -%}{{- ' ' ~ message['content'] | trim ~ eos_token -}}{%- endgeneration -%}
+  {%- else -%}
+    {{- raise_exception('role ' ~ message['role'] ~ ': take user, assistant, and system for the first message') -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- ' ASSISTANT:' -}}{%- endif -%}"""

@@ -6,11 +6,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer
 
 from helpers.tiny_tokenizers import CHATML_TEMPLATE, chatml_tokenizer, llama_tokenizer
-from video_panda_hf import VideoPandaProcessor
+from video_panda_hf import SHIPPED_MODEL, VideoPandaProcessor
 from video_panda_hf.processing import CHAT_TEMPLATE
 
 
@@ -324,6 +325,26 @@ def test_the_mask_marks_the_answers_and_their_end_after_videos(vicuna, chatml):
     )
     inputs = inputs_of(chatml, ANSWERED, return_assistant_tokens_mask=True)
     assert answers_in(chatml, inputs) == "A red ball.<|im_end|>It moves.<|im_end|>"
+
+
+def test_no_template_of_ours_marks_what_a_system_or_user_says(vicuna, chatml):
+    shipped = AutoProcessor.from_pretrained(SHIPPED_MODEL)
+    system = {"role": "system", "content": "Be brief."}
+    for processor in (vicuna, chatml, shipped):
+        inputs = inputs_of(processor, [system, *ANSWERED], return_assistant_tokens_mask=True)
+        end = processor.tokenizer.eos_token
+        answers = answers_in(processor, inputs).replace(end, f"{end} ").split()
+        assert answers == f"A red ball.{end} It moves.{end}".split()
+        prompt = processor.apply_chat_template([system, *ANSWERED])
+        assert prompt.count("Be brief.") == 1 and prompt.index("Be brief.") < prompt.index("What is shown?")
+
+
+@pytest.mark.parametrize("conversation", [[("banana", "?")], [("user", "?"), ("system", "!")], [("Assistant", "!")]])
+def test_a_role_that_a_template_of_ours_does_not_know_is_an_error(vicuna, conversation):
+    messages = [{"role": role, "content": text} for role, text in conversation]
+    for processor in (vicuna, AutoProcessor.from_pretrained(SHIPPED_MODEL)):
+        with pytest.raises(TemplateError, match=f"role {conversation[-1][0]}: take user, assistant, and system"):
+            processor.apply_chat_template(messages)
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])

@@ -3,6 +3,7 @@
 import base64
 import io
 import pickle
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from transformers import AutoVideoProcessor
 from transformers.video_utils import VideoMetadata
 
+from helpers.video_files import VideoSpec
 from video_panda_hf import VideoPandaVideoProcessor
 from video_panda_hf.processing import DecodeLimits, VideoDecodeError, VideoDecodeWarning
 from video_panda_hf.processing.video_processing_video_panda import (
@@ -44,6 +46,13 @@ def video_file(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def stretched_file(tmp_path_factory):
+    """8 frames of 176 × 144 pixels that are 1.1 times as wide as high, without a colour matrix."""
+    spec = VideoSpec("stretched.mp4", "libx264", width=176, height=144, frames=8, aspect=Fraction(11, 10))
+    return spec.write(tmp_path_factory.mktemp("videos"))
+
+
 def numbered(num_frames, height=28, width=28):
     """(T, H, W, 3) uint8, frame n is grey of level 10·n."""
     levels = np.arange(num_frames, dtype=np.uint8) * 10
@@ -64,6 +73,28 @@ def frame_numbers(inputs, index=0):
 
 
 # Which frames
+
+
+def test_pixels_of_a_file_are_those_that_are_stored(stretched_file, tmp_path):
+    processor = VideoPandaVideoProcessor(do_resize=False, patch_size=4)
+    with av.open(str(stretched_file)) as container:
+        rgb = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])  # by BT.601
+    inputs = processor(stretched_file, return_tensors="pt")
+    assert inputs["video_grid_thw"].tolist() == [[8, 36, 44]]
+    torch.testing.assert_close(pixels(inputs, patch_size=4), torch.from_numpy(rgb).float(), rtol=0, atol=0.01)
+
+    # The released model's sizes: 14 rows of 16 tokens for 176 × 144, but 12 for 194 × 144.
+    released = VideoPandaVideoProcessor()
+    assert released(stretched_file, return_tensors="pt")["video_grid_thw"].tolist() == [[8, 28, 32]]
+    displayed = released(stretched_file, pixels="displayed", return_tensors="pt")
+    assert displayed["video_grid_thw"].tolist() == [[8, 24, 32]]
+    VideoPandaVideoProcessor(pixels="displayed").save_pretrained(tmp_path)
+    saved = AutoVideoProcessor.from_pretrained(tmp_path)
+    assert saved.pixels == "displayed" and released.pixels == "stored"
+    assert saved(stretched_file, return_tensors="pt")["video_grid_thw"].tolist() == [[8, 24, 32]]
+    assert saved.fetch_videos(stretched_file)[0].shape == (8, 144, 194, 3)
+    with pytest.raises(ValueError, match="`pixels` is"):
+        released(stretched_file, pixels="square")
 
 
 @pytest.mark.parametrize(

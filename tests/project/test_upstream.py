@@ -47,7 +47,7 @@ def private_members_of_bases(is_wanted) -> set[str]:
         name
         for cls in our_classes()
         for name, value in vars(cls).items()
-        if re.match(r"_[a-z]", name) and is_wanted(value)
+        if re.match(r"_[a-z]", name) and name != "_abc_impl" and is_wanted(value)  # which Python sets
         for base in cls.__mro__[1:]
         if base.__module__.split(".")[0] in PACKAGES and name in vars(base)
     }

@@ -94,11 +94,14 @@ LENIENT = "`strict=False` (to a processor: `strict_decoding=False`)"
 class Budget:
     """The time and the downloaded bytes that one video may still use.
 
-    `damage` describes damage of the container. After damage, reading goes on only if not `strict`.
+    It also says how to decode the video: `strict`, and which `pixels`, "stored" or "displayed". `damage` describes
+    damage of the container. After damage, reading goes on only if not `strict`.
     """
 
-    def __init__(self, video: str, limits: DecodeLimits, strict: bool = True):
-        self.video, self.limits, self.strict = video, limits, strict
+    def __init__(self, video: str, limits: DecodeLimits, strict: bool = True, pixels: str = "stored"):
+        if pixels not in ("stored", "displayed"):
+            raise ValueError(f'`pixels` is "stored" or "displayed", not {pixels!r}')
+        self.video, self.limits, self.strict, self.pixels = video, limits, strict, pixels
         self.damage: str | None = None
         self.start = time.monotonic()
         self.fetched = 0

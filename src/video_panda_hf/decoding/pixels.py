@@ -1,4 +1,4 @@
-"""Converts a decoded frame to what a player shows: RGB, upright, with square pixels."""
+"""Converts a decoded frame to RGB, upright: its pixels as they are stored, or as a player shows them."""
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -30,8 +30,10 @@ class PictureConverter:
     """Converts the frames of one video to RGB pictures of one size.
 
     * The display matrix is applied if it is a rotation by a multiple of 90° or a mirror.
-    * Pixels that are not square are stretched (bicubic), never shrunk.
-    * The colour matrix is the file's. Without one it is, as in players, BT.709 from 720 lines and BT.601 below.
+    * The colour matrix and the range are the file's. Without them they are BT.601 and limited range.
+    * Pixels that are not square stay as they are.
+    * With `pixels="displayed"` it does as players do. Pixels that are not square are stretched (bicubic), not shrunk,
+      and the matrix of a file that names none is BT.709 from 720 lines.
     * More than 8 bits are rounded. HDR is not tone-mapped.
     * Transparency is dropped. Interlaced fields stay interleaved.
     """
@@ -39,17 +41,21 @@ class PictureConverter:
     height: int
     width: int
     orientation: "Orientation"
+    default_matrix: int
     reformatter: VideoReformatter
 
     @classmethod
-    def of(cls, frame: av.VideoFrame, sample_aspect_ratio: Fraction | None) -> "PictureConverter":
-        """The converter for a video whose first frame is `frame`."""
-        height, width = frame.height, frame.width
-        if sample_aspect_ratio and sample_aspect_ratio > 1:
-            width = round(width * sample_aspect_ratio)
-        elif sample_aspect_ratio and sample_aspect_ratio > 0:
-            height = round(height / sample_aspect_ratio)
-        return cls(height, width, Orientation.of(frame), VideoReformatter())
+    def of(cls, frame: av.VideoFrame, sample_aspect_ratio: Fraction | None, pixels: str) -> "PictureConverter":
+        """The converter for a video whose first frame is `frame`. `pixels` is "stored" or "displayed"."""
+        height, width, matrix = frame.height, frame.width, _BT601
+        if pixels == "displayed":
+            if sample_aspect_ratio and sample_aspect_ratio > 1:
+                width = round(width * sample_aspect_ratio)
+            elif sample_aspect_ratio and sample_aspect_ratio > 0:
+                height = round(height / sample_aspect_ratio)
+            if min(frame.height, frame.width) >= 720:
+                matrix = _BT709
+        return cls(height, width, Orientation.of(frame), matrix, VideoReformatter())
 
     def another(self) -> "PictureConverter":
         """A copy for another thread."""
@@ -67,7 +73,7 @@ class PictureConverter:
             width=self.width,
             height=self.height,
             format="rgb24",
-            src_colorspace=_colour_matrix(frame),
+            src_colorspace=_MATRICES.get(frame.colorspace, self.default_matrix),
             src_color_range=frame.color_range or _default_range(frame),
             dst_color_range=ColorRange.JPEG,
             interpolation=Interpolation.BICUBIC,
@@ -101,11 +107,6 @@ class Orientation:
         if self.transposed:
             picture = picture.swapaxes(0, 1)
         return picture[:: -1 if self.mirror_rows else 1, :: -1 if self.mirror_columns else 1]
-
-
-def _colour_matrix(frame: av.VideoFrame) -> int:
-    high_definition = min(frame.height, frame.width) >= 720
-    return _MATRICES.get(frame.colorspace, _BT709 if high_definition else _BT601)
 
 
 def _default_range(frame: av.VideoFrame) -> ColorRange:

@@ -141,7 +141,7 @@ class SeekingReader(FrameReader):
             end = float(self.index.pts.min() * self.stream.time_base) + self.duration
             self._check_end(decoder.container, self.stream, end)
         number, frame = self._find_first_frame()
-        self.convert = PictureConverter.of(frame, self.stream.sample_aspect_ratio)
+        self.convert = PictureConverter.of(frame, self.stream.sample_aspect_ratio, decoder.budget.pixels)
         self._set_size(*self.convert.size)
         self.first_picture = number, self.convert(frame)
         self.decoder.new_codecs = True  # the display matrix is known now
@@ -239,7 +239,7 @@ class LinearReader(FrameReader):
         pts: list = []
         for frame in self._decode_all(container, stream):
             if not pts:
-                self.convert = PictureConverter.of(frame, stream.sample_aspect_ratio)
+                self.convert = PictureConverter.of(frame, stream.sample_aspect_ratio, self.budget.pixels)
                 self._set_size(*self.convert.size)
             pts.append(frame.pts)
             self._keep(frame)

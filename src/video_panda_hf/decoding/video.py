@@ -6,6 +6,7 @@ presentation times are decoded from start to end instead.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from transformers.video_utils import VideoMetadata
@@ -27,6 +28,8 @@ def decode_video(
     end: float | None = None,
     limits: DecodeLimits | None = None,
     strict: bool = True,
+    pixels: Literal["stored", "displayed"] = "stored",
+    indices: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, VideoMetadata]:
     """
     Decodes chosen frames of a video.
@@ -45,22 +48,36 @@ def decode_video(
         strict (`bool`, *optional*, defaults to `True`):
             Whether to raise an error if the video is damaged. `False` replaces a frame that cannot be decoded by the
             nearest one and issues a `VideoDecodeWarning`.
+        pixels (`str`, *optional*, defaults to `"stored"`):
+            `"stored"` gives the pixels of the file, by the colour matrix that it names, or else BT.601. This is what
+            the released weights were trained on. `"displayed"` gives what a player shows: square pixels, and BT.709
+            for high definition that names no matrix.
+        indices (`Sequence[int]`, *optional*):
+            The numbers of the wanted frames, in place of `sample_indices_fn`.
 
     Returns:
         `tuple[np.ndarray, VideoMetadata]`:
 
-        * frames, uint8 RGB of shape `(num_frames, height, width, 3)`, upright and with square pixels;
+        * frames, uint8 RGB of shape `(num_frames, height, width, 3)`, upright;
         * metadata: `total_num_frames` and `duration` (seconds) of the window, `fps` (average), `height` and `width` of
           the frames, `frames_indices` as chosen, `video_backend` `"pyav"`.
 
     Raises:
         VideoDecodeError: If the video cannot be decoded. The subclass tells why.
         IndexError: If a wanted frame does not exist.
-        ValueError: If `start` is not before `end`, or the window contains no frame.
+        ValueError: If `start` is not before `end`, the window contains no frame, `pixels` has another value, or both
+            `sample_indices_fn` and `indices` are given.
         TypeError: If `source` is of another type.
     """
+    if indices is not None:
+        if sample_indices_fn is not None:
+            raise ValueError("`indices` and `sample_indices_fn` both choose frames: give one of them")
+
+        def sample_indices_fn(metadata: VideoMetadata) -> Sequence[int]:
+            return indices
+
     with decoders_end_here():
-        return _decode_video(source, sample_indices_fn, (start, end), limits or DecodeLimits(), strict)
+        return _decode_video(source, sample_indices_fn, (start, end), limits, strict, pixels)
 
 
 def decode_video_or_picture(
@@ -69,6 +86,7 @@ def decode_video_or_picture(
     *,
     limits: DecodeLimits | None = None,
     strict: bool = True,
+    pixels: Literal["stored", "displayed"] = "stored",
     may_be_mjpeg: bool = True,
 ) -> tuple[np.ndarray, VideoMetadata]:
     """
@@ -85,6 +103,8 @@ def decode_video_or_picture(
             See `decode_video`.
         strict (`bool`, *optional*, defaults to `True`):
             See `decode_video`.
+        pixels (`str`, *optional*, defaults to `"stored"`):
+            See `decode_video`. A picture's pixels are the same either way.
         may_be_mjpeg (`bool`, *optional*, defaults to `True`):
             Whether to open a JPEG a second time as a video: several JPEGs in a row are a raw MJPEG video.
 
@@ -99,18 +119,20 @@ def decode_video_or_picture(
     """
     pictures = {"may_be_mjpeg": may_be_mjpeg}
     with decoders_end_here():
-        return _decode_video(source, sample_indices_fn, (None, None), limits or DecodeLimits(), strict, pictures)
+        return _decode_video(source, sample_indices_fn, (None, None), limits, strict, pixels, pictures)
 
 
 def _decode_video(
     source: VideoSource,
     sample_indices_fn: SampleIndicesFn | None,
     window: tuple[float | None, float | None],
-    limits: DecodeLimits,
+    limits: DecodeLimits | None,
     strict: bool,
+    pixels: str,
     pictures: dict | None = None,
 ) -> tuple[np.ndarray, VideoMetadata]:
-    budget = Budget(describe(source), limits, strict)
+    limits = limits or DecodeLimits()
+    budget = Budget(describe(source), limits, strict, pixels)
     with open_source(source, budget) as readable:
         with errors_of(budget.video):
             look = look_at(readable)

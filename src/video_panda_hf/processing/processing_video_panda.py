@@ -123,7 +123,7 @@ class VideoPandaProcessor(ProcessorMixin):
             text (`str` or `list[str]`, *optional*):
                 One prompt or several, with one `<video>` for each of their videos.
             videos (*optional*):
-                The videos in the order of their `<video>`, in any form that `VideoPandaVideoProcessor` takes.
+                The videos in this order, in any form that `VideoPandaVideoProcessor` takes.
             kwargs:
                 Settings of the tokenizer (`padding`, …) and the video processor (`num_frames`, …).
 
@@ -198,10 +198,8 @@ class VideoPandaProcessor(ProcessorMixin):
                 The messages, or a list of conversations.
             chat_template (`str`, *optional*):
                 A template, or the name of one of the processor's.
-            tokenize (`bool`, *optional*, defaults to `False`):
-                Whether to return tokens instead of text.
-            return_dict (`bool`, *optional*, defaults to `False`):
-                Whether to return all inputs of the model, with `tokenize=True`.
+            tokenize, return_dict (`bool`, *optional*, defaults to `False`):
+                Whether to return tokens instead of text; with both, all inputs of the model.
             return_assistant_tokens_mask (`bool`, *optional*, defaults to `False`):
                 Adds `assistant_masks`: 1 for the tokens of the answers and their end token, even if the template
                 writes that outside `{% generation %}`.

@@ -50,6 +50,9 @@ class VideoPandaVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore
     strict_decoding (`bool`, *optional*, defaults to `True`):
         Whether a damaged video is an error. If not, the nearest frames stand in for what cannot be decoded, and a
         `VideoDecodeWarning` tells.
+    pixels (`str`, *optional*, defaults to `"stored"`):
+        `"stored"` reads the pixels of a file as they are, as the released weights were trained. `"displayed"` reads
+        what a player shows, see `decode_video`.
     """
 
     patch_size: int
@@ -58,6 +61,7 @@ class VideoPandaVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore
     max_frames: int | None
     decode_limits: dict | Any | None
     strict_decoding: bool
+    pixels: str
 
 
 class VideoPandaVideoProcessor(BaseVideoProcessor):
@@ -66,8 +70,7 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     `(videos, 3)`: frames, rows and columns of every video in patches.
 
     The longer side of a frame becomes `size["longest_edge"]`, the shorter one keeps the aspect ratio, rounded up to a
-    multiple of `patch_size * merge_size`. Patches come in the order (frame, row, column), each flattened as (channel,
-    y, x).
+    multiple of `patch_size * merge_size`.
 
     A video is a path, an http(s) URL, bytes, a binary file object, an array or tensor (T, H, W, C) or (T, C, H, W), or
     a list of frames (PIL images, arrays, tensors; or picture files). For a part of a file, give a dictionary with
@@ -112,6 +115,7 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     max_frames = None
     decode_limits = None
     strict_decoding = True
+    pixels = "stored"
     valid_kwargs = VideoPandaVideoProcessorKwargs
     model_input_names = ["pixel_values_videos", "video_grid_thw"]
 
@@ -138,11 +142,8 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
                 "Sampling frames from a list of images is not supported! Set `do_sample_frames=False`, "
                 "or give the frames as PIL images."
             )
-        decoding = {
-            "limits": limits_of(kwargs.pop("decode_limits", None) or self.decode_limits),
-            "strict": kwargs.pop("strict_decoding", self.strict_decoding),
-        }
-        videos = [dataclasses.replace(v, **decoding) if isinstance(v, EncodedVideo) else v for v in videos]
+        how = self._how_to_decode(*(kwargs.pop(name, None) for name in ("decode_limits", "strict_decoding", "pixels")))
+        videos = [dataclasses.replace(v, **how) if isinstance(v, EncodedVideo) else v for v in videos]
         # `fps` in the call replaces the processor's own `num_frames`, and the reverse.
         if kwargs.get("fps") is not None:
             kwargs["num_frames"] = None
@@ -184,11 +185,15 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     def fetch_videos(self, video_url_or_urls, sample_indices_fn=None):
         """Decode a video → (frames (T, H, W, 3) uint8, metadata), or a list of them → [all frames, all metadata]."""
         if isinstance(video_url_or_urls, list):
-            return list(
-                zip(*[self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls], strict=True)
-            )
+            decoded = [self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls]
+            return list(zip(*decoded, strict=True))
         (video,) = list_videos(video_url_or_urls)
-        return video.decode(sample_indices_fn)
+        return dataclasses.replace(video, **self._how_to_decode()).decode(sample_indices_fn)
+
+    def _how_to_decode(self, decode_limits=None, strict_decoding=None, pixels=None) -> dict:
+        strict = self.strict_decoding if strict_decoding is None else strict_decoding
+        limits = limits_of(decode_limits or self.decode_limits)
+        return {"limits": limits, "strict": strict, "pixels": pixels or self.pixels}
 
     def _decode_and_sample_videos(self, videos, video_metadata=None, do_sample_frames=None, sample_indices_fn=None):
         frames, metadata = [], []
@@ -472,13 +477,14 @@ class EncodedVideo:
     indices: list[int] | None = None
     limits: Any = None
     strict: bool = True
+    pixels: str = "stored"
 
     def decode(self, sample_indices_fn=None) -> tuple[np.ndarray, VideoMetadata]:
         """Frames (T, H, W, 3) uint8 and metadata: those of `indices`, or else what the function says, or else all. A
         picture has one."""
         if decoding is None:
             return self.decode_plainly(sample_indices_fn)
-        how = {"limits": self.limits, "strict": self.strict}
+        how = {"limits": self.limits, "strict": self.strict, "pixels": self.pixels}
         if self.start is self.end is self.indices is None:
             may_be_mjpeg = not has_picture_name(self.source)
             return decoding.decode_video_or_picture(self.source, sample_indices_fn, may_be_mjpeg=may_be_mjpeg, **how)
@@ -488,8 +494,10 @@ class EncodedVideo:
 
     def decode_plainly(self, sample_indices_fn=None) -> tuple[np.ndarray, VideoMetadata]:
         """The same without the package: every frame of the file is decoded, and the file must be sound."""
-        if self.start is not None or self.end is not None or self.limits is not None or not self.strict:
-            raise ImportError(f"Parts in seconds, decode limits and damaged videos {NEED_THE_PACKAGE}")
+        if (self.start, self.end, self.limits, self.strict, self.pixels) != (None, None, None, True, "stored"):
+            raise ImportError(
+                f"Parts in seconds, decode limits, damaged videos and displayed pixels {NEED_THE_PACKAGE}"
+            )
         if isinstance(self.source, str) and ("://" in self.source or self.source.startswith("data:")):
             raise ImportError(f"Videos behind a URL {NEED_THE_PACKAGE}")
         if has_picture_name(self.source):

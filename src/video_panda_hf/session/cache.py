@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
 
 
 class GrowingLayer(DynamicLayer):

@@ -74,13 +74,9 @@ class VideoPandaSession:
             raise ValueError(f"`fps` is a number of frames a second above 0, not {fps}")
         if max_clips is not None and max_clips < 1:
             raise ValueError(f"`max_clips` is a number of clips of at least 1, not {max_clips}")
-        stateful = set(getattr(model.config.text_config, "layer_types", None) or []) - {
-            "full_attention",
-            "sliding_attention",
-            "chunked_attention",
-        }
-        if stateful or getattr(model, "_is_stateful", False):
-            raise ValueError(f"{model.config.text_config.model_type} has layers without keys and values: {stateful}")
+        kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
+        if others := kinds - {"full_attention", "sliding_attention", "chunked_attention"}:
+            raise ValueError(f"the language model has layers without keys and values: {', '.join(sorted(others))}")
         self.model, self.processor = model.eval(), processor
         self.fps, self.system, self.max_clips = float(fps), system, max_clips
         self._busy = threading.Lock()
@@ -188,7 +184,7 @@ class VideoPandaSession:
                 streamer.on_finalized_text("", stream_end=True)
 
         with self._exclusively():
-            thread = threading.Thread(target=answer, daemon=True)
+            thread = threading.Thread(target=answer, daemon=True, name="VideoPandaSession")
             thread.start()
             try:
                 begun = False
