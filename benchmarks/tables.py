@@ -93,7 +93,29 @@ The checkpoint has {result["gigabytes"]:.2f} GB in {result["files"]} files; its 
 take {result["answer_seconds"]:.0f} s."""
 
 
-TABLES = {"stab": stab, "decoding": decoding, "training": training, "conversion": conversion}
+def session(result: dict) -> str:
+    """Seconds of many questions and of a first token, and `growth`: time and memory of a clip early and late."""
+    whole = result["generate_seconds"]
+    lines = [[f"{result['questions']} questions, on {result['setting']}", "time", "speed-up"]]
+    for name, key in (
+        ("`generate` for each", "generate_seconds"),
+        ("a session, one after the other", "session_seconds"),
+        ("a session, all at once", "together_seconds"),
+    ):
+        lines.append([name, f"{result[key]:.1f} s", f"{whole / result[key]:.1f} ×"])
+    first = result["first_token_generate_seconds"], result["first_token_session_seconds"]
+    lines.append(["first token by `generate`", f"{first[0]:.2f} s", "1.0 ×"])
+    lines.append(["first token by a session that has the video", f"{first[1]:.2f} s", f"{first[0] / first[1]:.1f} ×"])
+    growing = [[f"{result['clips']} clips", "a clip, early", "a clip, late", "memory, early", "memory, late", "tokens"]]
+    for row in result["growth"]:
+        name = f"`max_clips={row['max_clips']}`"
+        milliseconds = [f"{row[key]:.0f} ms" for key in ("early_ms", "late_ms")]
+        memory = [f"{row[key]:.0f} MB" for key in ("early_megabytes", "late_megabytes")]
+        growing.append([name, *milliseconds, *memory, f"{row['tokens']:,}"])
+    return f"{markdown(lines)}\n\n{markdown(growing)}"
+
+
+TABLES = {"stab": stab, "decoding": decoding, "training": training, "conversion": conversion, "session": session}
 
 
 def markdown(lines: list[list[str]]) -> str:
