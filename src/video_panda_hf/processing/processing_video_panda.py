@@ -2,23 +2,25 @@
 
 import copy
 import inspect
-import re
 from pathlib import Path
 
 from transformers import AddedToken, AutoTokenizer, BatchFeature, ProcessingKwargs, ProcessorMixin
 from transformers.processing_utils import Unpack
-from transformers.utils.chat_template_utils import render_jinja_template
 from transformers.video_utils import VideoInput
 
 from .video_processing_video_panda import WINDOW_KEYS, VideoPandaVideoProcessor
+
+
+try:
+    from video_panda_hf.processing import answers, templates
+except ImportError:  # this file came with a checkpoint, and the package is not installed
+    answers = templates = None  # type: ignore[assignment]
 
 
 VIDEO_TOKEN = "<video>"
 ROW_TOKEN = "<row>"
 
 FLATTENED = "{%- set messages = flat.messages %}"  # ends what `chat_templates/flatten.jinja` puts before a template
-GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-ANSWER_MARK = "\ue000"  # a private-use character that stands for an answer in `_spans_by_marks`
 
 
 class VideoPandaProcessor(ProcessorMixin):
@@ -100,8 +102,10 @@ class VideoPandaProcessor(ProcessorMixin):
                 raise ValueError("the tokenizer has neither a padding nor an end-of-sequence token: set `pad_token`")
             tokenizer.pad_token = tokenizer.eos_token
 
+        if chat_template is None and templates is None:
+            raise ImportError("A new chat template needs the package video-panda-hf: `pip install video-panda-hf`.")
         if chat_template is None:
-            chat_template = template_with_videos(tokenizer.chat_template)
+            chat_template = templates.template_with_videos(tokenizer.chat_template)
         tokenizer.chat_template = None  # it would say nothing of videos
         video_processor = VideoPandaVideoProcessor(size={"longest_edge": image_size}, patch_size=patch_size, **kwargs)
         return cls(video_processor, tokenizer, chat_template=chat_template, use_row_tokens=use_row_tokens)
@@ -224,6 +228,10 @@ class VideoPandaProcessor(ProcessorMixin):
         if not (tokenize and return_dict and return_assistant_tokens_mask):
             return super().apply_chat_template(conversation, processor_kwargs=processor_kwargs, **arguments)
 
+        if answers is None:
+            raise ImportError(
+                "The mask of the answers needs the package video-panda-hf: `pip install video-panda-hf`."
+            )
         # transformers finds answers by their position in the prompt. Version 5.16 ignores that the tokens of videos
         # shift it, and later versions need `{% generation %}`. The code below works with all of them.
         if kwargs.get("continue_final_message"):
@@ -231,13 +239,9 @@ class VideoPandaProcessor(ProcessorMixin):
         processor_kwargs |= {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
         inputs = super().apply_chat_template(conversation, processor_kwargs=processor_kwargs, **arguments)
         is_batched = isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "content")
-        answers = self._answer_spans(conversation if is_batched else [conversation], template, kwargs)
-        masks = [
-            answer_mask(offsets, replaced, spans)
-            for offsets, replaced, spans in zip(
-                inputs.pop("offset_mapping"), inputs.pop("text_replacement_offsets"), answers, strict=True
-            )
-        ]
+        found = inputs.pop("offset_mapping"), inputs.pop("text_replacement_offsets")
+        conversations = conversation if is_batched else [conversation]
+        masks = answers.assistant_masks(self.tokenizer, conversations, template, kwargs, *found)
         tensor_type = processor_kwargs.get("return_tensors") or kwargs.get("return_tensors")
         inputs.update(BatchFeature({"assistant_masks": masks}, None if tensor_type == "auto" else tensor_type))
         return inputs
@@ -256,60 +260,6 @@ class VideoPandaProcessor(ProcessorMixin):
         nested = self.valid_processor_kwargs.__annotations__
         names = {*nested, *nested["text_kwargs"].__annotations__, *self.video_processor.valid_kwargs.__annotations__}
         return {name: kwargs.pop(name) for name in (names - own) & set(kwargs)}
-
-    def _answer_spans(self, conversations, template: str, kwargs: dict) -> list[list[tuple[int, int]]]:
-        """For each conversation, the (start, end) characters of its answers in the rendered prompt."""
-        names = [name for name in kwargs if name != "return_tensors"]
-        given = {**self.tokenizer.special_tokens_map, **{name: kwargs[name] for name in names}}
-
-        def render(conversations, **options):
-            return render_jinja_template(conversations=conversations, chat_template=template, **given, **options)
-
-        if GENERATION_TAG.search(template):
-            prompts, spans = render(conversations, return_assistant_tokens_mask=True)
-            return [
-                [(start, self._end_of_answer(prompt, start, end)) for start, end in of_prompt]
-                for prompt, of_prompt in zip(prompts, spans, strict=True)
-            ]
-        return [self._spans_by_marks(conversation, lambda c: render([c])[0][0]) for conversation in conversations]
-
-    def _end_of_answer(self, prompt: str, start: int, end: int) -> int:
-        """The answer's end with the special token by which a model learns to stop, if that is what follows."""
-        if re.search(rf"{self._special_token}\s*$", prompt[start:end]):
-            return end
-        found = re.compile(rf"\s*{self._special_token}").match(prompt, end)
-        return found.end() if found else end
-
-    @property
-    def _special_token(self) -> str:
-        """A pattern of any of the tokenizer's."""
-        return "(?:" + "|".join(map(re.escape, self.tokenizer.all_special_tokens)) + ")"
-
-    def _spans_by_marks(self, conversation, render) -> list[tuple[int, int]]:
-        """
-        Renders the conversation with a mark in place of every answer: the text between marks comes from the template.
-        A span includes the special token after the answer, from which a model learns to stop.
-        """
-        answers = [content_text(message) for message in conversation if message["role"] == "assistant"]
-        marked = [{**m, "content": ANSWER_MARK} if m["role"] == "assistant" else m for m in conversation]
-        between = render(marked).split(ANSWER_MARK)
-        end_token = re.compile(rf"\s*{self._special_token}")
-        prompt = render(conversation)
-        ends = [end_token.match(after) for after in between[1:]]
-        for texts in (answers, [answer.strip() for answer in answers]):
-            if len(ends) != len(texts) or not all(ends):
-                break
-            starts, rebuilt = [], between[0]
-            for text, after in zip(texts, between[1:], strict=True):
-                starts.append(len(rebuilt))
-                rebuilt += text + after
-            if rebuilt == prompt:
-                lengths = [len(text) + end.end() for text, end in zip(texts, ends, strict=True) if end]
-                return [(start, start + length) for start, length in zip(starts, lengths, strict=True)]
-        raise ValueError(
-            "the chat template has no {% generation %} and alters the answers or has no special token after them, so "
-            "that their tokens cannot be told: mark them in the template, or pass `chat_template=CHAT_TEMPLATE`"
-        )
 
 
 def token_id(tokenizer, token: str) -> int:
@@ -335,21 +285,6 @@ def space_after_video(tokenizer) -> str:
     return " " if after != start and after_space == start else ""
 
 
-def template_with_videos(template: str | dict | None) -> str | dict:
-    """An LLM's chat template (or its named templates), for messages whose content is a list with videos."""
-    if isinstance(template, dict):
-        return {name: template_with_videos(text) for name, text in template.items()}
-    return read_template("vicuna") if template is None else read_template("flatten") + template
-
-
-def read_template(name: str) -> str:
-    """A file of `chat_templates`, after the macro that all of them use."""
-    files = [Path(__file__).parent / "chat_templates" / f"{stem}.jinja" for stem in ("content_to_text", name)]
-    if not files[0].is_file():  # this file came with a checkpoint
-        raise ImportError("A new chat template needs the package video-panda-hf: `pip install video-panda-hf`.")
-    return "".join(file.read_text(encoding="utf-8") for file in files)
-
-
 def with_parts_of_videos(conversation):
     """
     Writes every video of which only a part is wanted as `{"type": "video", "video": part}`, in one conversation or
@@ -367,31 +302,3 @@ def with_parts_of_videos(conversation):
         for part in conversation["content"]
     ]
     return {**conversation, "content": content}
-
-
-def content_text(message: dict) -> str:
-    content = message.get("content")
-    if content is None:
-        raise ValueError("an assistant's message without content has no tokens to mask")
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
-
-
-def answer_mask(offsets, replaced: list[dict], spans: list[tuple[int, int]]) -> list[int]:
-    """
-    1 for every token that overlaps one of the spans.
-
-    Args:
-        offsets (`list[tuple[int, int]]`):
-            (start, end) of every token, in characters of the prompt with the videos' tokens.
-        replaced (`list[dict]`):
-            What transformers tells of each `<video>` that it replaced.
-        spans (`list[tuple[int, int]]`):
-            (start, end) of the answers, in characters of the prompt before that.
-    """
-    gains = [(video["span"][1], video["new_span"][1] - video["span"][1]) for video in replaced]
-
-    def shifted(char: int) -> int:
-        return char + max((gain for end, gain in gains if end <= char), default=0)
-
-    spans = [(shifted(start), shifted(end)) for start, end in spans]
-    return [int(any(start < s_end and end > s_start for s_start, s_end in spans)) for start, end in offsets]
