@@ -44,6 +44,10 @@ class VideoLimitError(VideoDecodeError):
     """The video exceeds one of the `DecodeLimits`."""
 
 
+class VideoFrameError(VideoDecodeError, IndexError):
+    """A frame was asked for that the video does not have. It is also an `IndexError`."""
+
+
 class VideoDecodeWarning(UserWarning):
     """A video that was decoded with `strict=False` is damaged."""
 

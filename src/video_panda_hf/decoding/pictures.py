@@ -1,7 +1,9 @@
 """Decodes pictures with Pillow, which handles their orientation and bit depth."""
 
+import os
 import re
-from typing import BinaryIO
+from collections.abc import Iterator
+from typing import BinaryIO, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -12,14 +14,16 @@ from .errors import (
     DecodeLimits,
     NotAVideoError,
     VideoDecodeError,
+    VideoUnreadableError,
     check_picture_size,
     errors_of,
 )
-from .readers import open_reader
-from .sources import Look, VideoSource, as_file, describe, look_at, open_source
+from .readers import FrameReader, open_reader
+from .sources import Look, VideoSource, as_file, describe, is_url, look_at, open_source
 
 
 PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's names
+PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 PICTURE_START = re.compile(rb"BM|\xff\xd8\xff|\x89PNG|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL)
 
 
@@ -89,3 +93,55 @@ def is_raw_mjpeg(readable: str | BinaryIO, look: Look, budget: Budget) -> bool:
             return reader.count > 1
     except VideoDecodeError:
         return False
+
+
+class FolderReader(FrameReader):
+    """Reads the pictures in a folder as the frames of one video, in the natural order of their names."""
+
+    times = duration = None
+
+    def __init__(self, folder: str | os.PathLike, budget: Budget):
+        super().__init__(budget)
+        with errors_of(budget.video):
+            files = [entry.path for entry in os.scandir(os.fspath(folder)) if is_picture_file(entry)]
+        self.files = sorted(files, key=natural_key)
+        self.count = len(self.files)
+        if not self.files:
+            raise VideoUnreadableError(
+                f"{budget.video}: is a directory without pictures ({', '.join(PICTURE_SUFFIXES)}). "
+                "Pass the path of one video file, or of a folder of pictures."
+            )
+        self._set_size(*self._picture(0).shape[:2])
+
+    def _decode(self, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        for number in numbers:
+            try:
+                picture = self._picture(number)
+            except CorruptVideoError:
+                if self.strict:
+                    raise
+                continue
+            if picture.shape[:2] != self.size:
+                raise NotAVideoError(
+                    f"{self.files[number]!r}: is of {picture.shape[:2]} (height, width), but the first picture of its "
+                    f"folder of {self.size}. The frames of one video have one size."
+                )
+            yield number, picture
+
+    def _picture(self, number: int) -> np.ndarray:
+        self.budget.spend()
+        return decode_picture(self.files[number], self.budget.limits)[0]
+
+
+def is_folder(source: VideoSource) -> TypeGuard[str | os.PathLike]:
+    return isinstance(source, (str, os.PathLike)) and not is_url(source) and os.path.isdir(source)
+
+
+def is_picture_file(entry: os.DirEntry) -> bool:
+    return entry.name.lower().endswith(PICTURE_SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
+
+
+def natural_key(name: str) -> list:
+    """Sorts "9.png" before "10.png"."""
+    parts = re.split("([0-9]+)", name)
+    return [int(part) if number % 2 else part for number, part in enumerate(parts)]

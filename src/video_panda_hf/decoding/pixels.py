@@ -32,6 +32,7 @@ class PictureConverter:
     * The display matrix is applied if it is a rotation by a multiple of 90° or a mirror.
     * The colour matrix and the range are the file's. Without them they are BT.601 and limited range.
     * Pixels that are not square stay as they are.
+    * This is PyAV's own conversion, and decord's and torchcodec's for 8-bit 4:2:0.
     * With `pixels="displayed"` it does as players do. Pixels that are not square are stretched (bicubic), not shrunk,
       and the matrix of a file that names none is BT.709 from 720 lines.
     * More than 8 bits are rounded. HDR is not tone-mapped.
@@ -42,20 +43,22 @@ class PictureConverter:
     width: int
     orientation: "Orientation"
     default_matrix: int
+    interpolation: Interpolation
     reformatter: VideoReformatter
 
     @classmethod
     def of(cls, frame: av.VideoFrame, sample_aspect_ratio: Fraction | None, pixels: str) -> "PictureConverter":
         """The converter for a video whose first frame is `frame`. `pixels` is "stored" or "displayed"."""
-        height, width, matrix = frame.height, frame.width, _BT601
+        height, width, matrix, interpolation = frame.height, frame.width, _BT601, Interpolation.BILINEAR
         if pixels == "displayed":
+            interpolation = Interpolation.BICUBIC
             if sample_aspect_ratio and sample_aspect_ratio > 1:
                 width = round(width * sample_aspect_ratio)
             elif sample_aspect_ratio and sample_aspect_ratio > 0:
                 height = round(height / sample_aspect_ratio)
             if min(frame.height, frame.width) >= 720:
                 matrix = _BT709
-        return cls(height, width, Orientation.of(frame), matrix, VideoReformatter())
+        return cls(height, width, Orientation.of(frame), matrix, interpolation, VideoReformatter())
 
     def another(self) -> "PictureConverter":
         """A copy for another thread."""
@@ -76,7 +79,7 @@ class PictureConverter:
             src_colorspace=_MATRICES.get(frame.colorspace, self.default_matrix),
             src_color_range=frame.color_range or _default_range(frame),
             dst_color_range=ColorRange.JPEG,
-            interpolation=Interpolation.BICUBIC,
+            interpolation=self.interpolation,
             threads=1,
         )
         return self.orientation.apply(rgb.to_ndarray())

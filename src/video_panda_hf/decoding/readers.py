@@ -61,13 +61,13 @@ class FrameReader:
 
     Attributes:
         count: N, the number of frames.
-        duration: seconds from the first frame's start to the last frame's end.
+        duration: seconds from the first frame's start to the last frame's end; `None` for pictures in a folder.
         times: (N,) float64, presentation times in seconds from the first frame; `None` if unknown.
         size: (height, width) of the frames as returned.
     """
 
     count: int
-    duration: float
+    duration: float | None
     times: np.ndarray | None
     size: tuple[int, int]
 

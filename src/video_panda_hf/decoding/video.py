@@ -6,13 +6,14 @@ presentation times are decoded from start to end instead.
 """
 
 from collections.abc import Callable, Sequence
+from operator import index
 from typing import Literal
 
 import numpy as np
 from transformers.video_utils import VideoMetadata
 
-from .errors import Budget, DecodeLimits, check_limit, decoders_end_here, errors_of
-from .pictures import read_picture
+from .errors import Budget, DecodeLimits, VideoFrameError, check_limit, decoders_end_here, errors_of
+from .pictures import FolderReader, is_folder, read_picture
 from .readers import FrameReader, open_reader
 from .sources import VideoSource, describe, look_at, open_source
 
@@ -36,7 +37,8 @@ def decode_video(
 
     Args:
         source (`str`, `os.PathLike`, `bytes`, `bytearray`, `memoryview` or `BinaryIO`):
-            A path, an http(s) or base64 data URL, the bytes of a file, or a seekable binary file object.
+            A path, an http(s) or base64 data URL, the bytes of a file, or a seekable binary file object. A folder of
+            pictures is a video of these, in the natural order of their names ("9.png", "10.png") and without a rate.
         sample_indices_fn (`Callable[[VideoMetadata], Sequence[int]]`, *optional*):
             Called once with the metadata, complete except for `frames_indices`. Returns the numbers of the wanted
             frames, from 0 in presentation order, in any order, with repetitions if wanted. Defaults to all frames.
@@ -60,11 +62,11 @@ def decode_video(
 
         * frames, uint8 RGB of shape `(num_frames, height, width, 3)`, upright;
         * metadata: `total_num_frames` and `duration` (seconds) of the window, `fps` (average), `height` and `width` of
-          the frames, `frames_indices` as chosen, `video_backend` `"pyav"`.
+          the frames, `frames_indices` as chosen, `video_backend` `"pyav"`. A folder has no `fps` and no `duration`.
 
     Raises:
         VideoDecodeError: If the video cannot be decoded. The subclass tells why.
-        IndexError: If a wanted frame does not exist.
+        VideoFrameError: (a `ValueError` and an `IndexError`) if a wanted frame does not exist.
         ValueError: If `start` is not before `end`, the window contains no frame, `pixels` has another value, or both
             `sample_indices_fn` and `indices` are given.
         TypeError: If `source` is of another type.
@@ -72,10 +74,7 @@ def decode_video(
     if indices is not None:
         if sample_indices_fn is not None:
             raise ValueError("`indices` and `sample_indices_fn` both choose frames: give one of them")
-
-        def sample_indices_fn(metadata: VideoMetadata) -> Sequence[int]:
-            return indices
-
+        sample_indices_fn = _always(indices)
     with decoders_end_here():
         return _decode_video(source, sample_indices_fn, (start, end), limits, strict, pixels)
 
@@ -114,7 +113,7 @@ def decode_video_or_picture(
 
     Raises:
         VideoDecodeError: If the file cannot be decoded. The subclass tells why.
-        IndexError: If a wanted frame does not exist.
+        VideoFrameError: (a `ValueError` and an `IndexError`) if a wanted frame does not exist.
         TypeError: If `source` is of another type.
     """
     pictures = {"may_be_mjpeg": may_be_mjpeg}
@@ -133,6 +132,8 @@ def _decode_video(
 ) -> tuple[np.ndarray, VideoMetadata]:
     limits = limits or DecodeLimits()
     budget = Budget(describe(source), limits, strict, pixels)
+    if is_folder(source):
+        return _read(FolderReader(source, budget), sample_indices_fn, window)
     with open_source(source, budget) as readable:
         with errors_of(budget.video):
             look = look_at(readable)
@@ -140,14 +141,25 @@ def _decode_video(
         if picture is not None:
             return picture, _metadata_of_picture(picture)
         with open_reader(readable, look, budget, all_times=window != (None, None)) as reader:
-            first, count, duration = _window(reader, *window)
-            metadata = _metadata(reader, count, duration, limits)
-            indices = _wanted_indices(sample_indices_fn, metadata)
-            _check_output(budget.video, indices, metadata, limits)
-            with errors_of(budget.video):
-                frames = reader.read([first + index for index in indices])
+            return _read(reader, sample_indices_fn, window)
+
+
+def _read(
+    reader: FrameReader, sample_indices_fn: SampleIndicesFn | None, window: tuple[float | None, float | None]
+) -> tuple[np.ndarray, VideoMetadata]:
+    first, count, duration = _window(reader, *window)
+    metadata = _metadata(reader, count, duration)
+    indices = _wanted_indices(reader.video, sample_indices_fn, metadata)
+    _check_output(reader.video, indices, metadata, reader.budget.limits)
+    with errors_of(reader.video):
+        frames = reader.read([first + index for index in indices])
     metadata.frames_indices = indices
     return frames, metadata
+
+
+def _always(indices: Sequence[int]) -> SampleIndicesFn:
+    numbers = [index(number) for number in indices]
+    return lambda _: numbers
 
 
 def _metadata_of_picture(picture: np.ndarray) -> VideoMetadata:
@@ -155,28 +167,30 @@ def _metadata_of_picture(picture: np.ndarray) -> VideoMetadata:
     return VideoMetadata(1, height=height, width=width, frames_indices=[0], video_backend="pillow")
 
 
-def _window(reader: FrameReader, start: float | None, end: float | None) -> tuple[int, int, float]:
+def _window(reader: FrameReader, start: float | None, end: float | None) -> tuple[int, int, float | None]:
     """(number of the first frame, number of frames, seconds) of the frames presented in [start, end)."""
     if start is None and end is None:
         return 0, reader.count, reader.duration
     start, end = start or 0.0, np.inf if end is None else end
     if not start < end:
         raise ValueError(f"a window needs start < end, but start is {start:g} and end is {end:g}")
-    times = reader.times
-    assert times is not None  # opened with `all_times`
+    times, duration = reader.times, reader.duration
+    if times is None or duration is None:  # only a folder's: the others were opened with `all_times`
+        raise ValueError(f"{reader.video}: pictures in a folder have no times for a window. Choose them by `indices`.")
     first, last = np.searchsorted(times, [start, end], side="left")
     if first == last:
-        raise ValueError(f"{reader.video}: shows no frame in [{start:g}, {end:g}) s; it lasts {reader.duration:.3f} s")
-    stop = times[last] if last < reader.count else reader.duration
+        raise ValueError(f"{reader.video}: shows no frame in [{start:g}, {end:g}) s; it lasts {duration:.3f} s")
+    stop = times[last] if last < reader.count else duration
     return int(first), int(last - first), float(stop - times[first])
 
 
-def _metadata(reader: FrameReader, count: int, duration: float, limits: DecodeLimits) -> VideoMetadata:
-    check_limit(reader.video, "the duration in seconds", duration, limits.max_duration, "max_duration")
+def _metadata(reader: FrameReader, count: int, duration: float | None) -> VideoMetadata:
+    longest = reader.budget.limits.max_duration
+    check_limit(reader.video, "the duration in seconds", duration or 0, longest, "max_duration")
     height, width = reader.size
     return VideoMetadata(
         total_num_frames=count,
-        fps=count / duration,
+        fps=duration and count / duration,
         duration=duration,
         height=height,
         width=width,
@@ -184,14 +198,16 @@ def _metadata(reader: FrameReader, count: int, duration: float, limits: DecodeLi
     )
 
 
-def _wanted_indices(sample_indices_fn: SampleIndicesFn | None, metadata: VideoMetadata) -> list[int]:
+def _wanted_indices(video: str, sample_indices_fn: SampleIndicesFn | None, metadata: VideoMetadata) -> list[int]:
     total = metadata.total_num_frames
     if sample_indices_fn is None:
         return list(range(total))
     indices = [int(index) for index in sample_indices_fn(metadata)]
     outside = [index for index in indices if not 0 <= index < total]
     if outside:
-        raise IndexError(f"frame {outside[0]} was asked for, but the video has frames 0 to {total - 1}")
+        raise VideoFrameError(
+            f"{video}: frame {outside[0]} was asked for, but the video has {total} frames, 0 to {total - 1}"
+        )
     return indices
 
 

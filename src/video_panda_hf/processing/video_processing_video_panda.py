@@ -72,20 +72,20 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     The longer side of a frame becomes `size["longest_edge"]`, the shorter one keeps the aspect ratio, rounded up to a
     multiple of `patch_size * merge_size`.
 
-    A video is a path, an http(s) URL, bytes, a binary file object, an array or tensor (T, H, W, C) or (T, C, H, W), or
-    a list of frames (PIL images, arrays, tensors; or picture files). For a part of a file, give a dictionary with
-    "video" (or "path", "url") and "start" and "end" in seconds, or "indices", the numbers of its frames. Pixels are
-    uint8, or floating point of the same range 0..255 (0..1 with `do_rescale=False`). Grey frames become RGB, an alpha
-    channel is dropped.
+    A video is a path (also of a folder of pictures), an http(s) URL, bytes, a binary file object, an array or tensor
+    (T, H, W, C), (T, C, H, W) or, where it can be no picture, (T, H, W), or a list of frames (PIL images, arrays,
+    tensors; or picture files). For a part of a file, give a dictionary with "video" (or "path", "url") and "start" and
+    "end" in seconds, or "indices", the numbers of its frames. Pixels are uint8, or floating point of the same range
+    0..255 (0..1 with `do_rescale=False`). Grey frames become RGB, an alpha channel is dropped.
 
     How many frames (`do_sample_frames=True`, the default):
 
     * `num_frames` (8): spread over the video as `sample_frame_indices` says. A shorter video repeats its last frame.
     * `fps`: frames at this rate; if `max_frames` are too few for that, `max_frames` spread over the whole video. The
       last one is repeated up to a multiple of `frames_per_clip`.
-    * Arrays and lists of frames are sampled as well, by the rate in `video_metadata`, or evenly where that has none.
+    * Arrays, lists of frames or picture files, and folders are sampled as well, by the rate in `video_metadata`, or
+      evenly where that has none.
     * A picture on its own (or as a list of one frame) is an image: T = 1, never repeated. An animated one is a video.
-    * A list of picture files (names or URLs) is not sampled: all of them are used.
 
     Args:
         kwargs:
@@ -137,11 +137,6 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
         if not videos:
             raise ValueError("there is no video among `videos`")
         check_sampling(**kwargs)
-        if kwargs.get("do_sample_frames") and any(is_list_of_files(video) and len(video) > 1 for video in videos):
-            raise ValueError(
-                "Sampling frames from a list of images is not supported! Set `do_sample_frames=False`, "
-                "or give the frames as PIL images."
-            )
         how = self._how_to_decode(*(kwargs.pop(name, None) for name in ("decode_limits", "strict_decoding", "pixels")))
         videos = [dataclasses.replace(v, **how) if isinstance(v, EncodedVideo) else v for v in videos]
         # `fps` in the call replaces the processor's own `num_frames`, and the reverse.
@@ -153,6 +148,12 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
         if kwargs.get("max_frames") is not None and not by_rate:
             raise ValueError(
                 f"`max_frames` = {kwargs['max_frames']} limits `fps`: give both, or `num_frames` for that many frames"
+            )
+        wanted = 0 if by_rate else kwargs.get("num_frames") or self.num_frames
+        if kwargs.get("do_sample_frames") and any(is_list_of_files(v) and 1 < len(v) < wanted for v in videos):
+            raise ValueError(  # in the words of transformers, whose tests ask for it
+                "Sampling frames from a list of images is not supported! Set `do_sample_frames=False`, "
+                f"or give at least `num_frames` = {wanted} of them."
             )
         return super().preprocess(videos, **kwargs)
 
@@ -201,7 +202,7 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
             if is_frames(video):
                 video, given = self._sample_in_memory(video, given, sample_indices_fn)
             else:
-                video, given = video.decode(sample_indices_fn)
+                video, given = video.decode(sample_indices_fn, given and given.fps)
             frames.append(video)
             metadata.append(given)
         return frames, metadata
@@ -210,7 +211,7 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
         metadata = metadata or VideoMetadata(total_num_frames=len(video))
         if metadata.total_num_frames != len(video):
             raise ValueError(f"video_metadata says {metadata.total_num_frames} frames, the video has {len(video)}")
-        if sample_indices_fn is None or len(video) == 1 or is_list_of_files(video):
+        if sample_indices_fn is None or len(video) == 1:
             metadata.frames_indices = list(range(len(video)))
             return video, metadata
         indices = sample_indices_fn(metadata=metadata)
@@ -341,9 +342,12 @@ def check_sampling(
     fps: float | None = None,
     max_frames: int | None = None,
     frames_per_clip: int | None = None,
+    pixels: str | None = None,
     **kwargs,
 ) -> None:
     """Raises `ValueError` for settings that no video can have. Counts are checked where `frames_per_clip` is given."""
+    if pixels not in (None, "stored", "displayed"):
+        raise ValueError(f'`pixels` is "stored" or "displayed", not {pixels!r}')
     if fps is not None and not 0 < fps < float("inf"):
         raise ValueError(f"`fps` is a number of frames a second above 0, not {fps}")
     if num_frames is not None and fps is not None:
@@ -427,8 +431,8 @@ def list_videos(videos) -> Videos:
 
     Accepted are:
 
-    * one video: a file (path, URL, bytes, file object), a dictionary that names a part of a file, an array or tensor
-      (T, H, W, C), a picture, or a list of pictures, which are its frames;
+    * one video: a file (path, URL, bytes, file object), a folder of pictures, a dictionary that names a part of a
+      file, an array or tensor (T, H, W, C), a picture, or a list of pictures, which are its frames;
     * a list of videos, or an array or tensor of five dimensions;
     * a list of such lists, one for each prompt. A list of strings in one of these names the pictures of one video.
 
@@ -451,6 +455,8 @@ def _videos_in(item, depth: int) -> list:
         return [EncodedVideo(item)]
     if is_picture(item):
         return [Frames([item])]
+    if isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim == 3:  # grey frames
+        return [item[..., None]]
     if not isinstance(item, (list, tuple)) or depth > 2:
         what = "a list nested too deep" if isinstance(item, (list, tuple)) else type(item).__name__
         raise ValueError(
@@ -479,18 +485,22 @@ class EncodedVideo:
     strict: bool = True
     pixels: str = "stored"
 
-    def decode(self, sample_indices_fn=None) -> tuple[np.ndarray, VideoMetadata]:
+    def decode(self, sample_indices_fn=None, rate: float | None = None) -> tuple[np.ndarray, VideoMetadata]:
         """Frames (T, H, W, 3) uint8 and metadata: those of `indices`, or else what the function says, or else all. A
-        picture has one."""
+        picture has one. `rate` is that of the pictures in a folder, which have none of their own."""
         if decoding is None:
             return self.decode_plainly(sample_indices_fn)
+
+        def sample(metadata):
+            metadata.fps = metadata.fps or rate
+            return range(metadata.total_num_frames) if sample_indices_fn is None else sample_indices_fn(metadata)
+
         how = {"limits": self.limits, "strict": self.strict, "pixels": self.pixels}
         if self.start is self.end is self.indices is None:
             may_be_mjpeg = not has_picture_name(self.source)
-            return decoding.decode_video_or_picture(self.source, sample_indices_fn, may_be_mjpeg=may_be_mjpeg, **how)
-        indices = self.indices
-        chosen = sample_indices_fn if indices is None else lambda metadata: indices
-        return decoding.decode_video(self.source, chosen, start=self.start, end=self.end, **how)
+            return decoding.decode_video_or_picture(self.source, sample, may_be_mjpeg=may_be_mjpeg, **how)
+        how |= {"start": self.start, "end": self.end, "indices": self.indices}
+        return decoding.decode_video(self.source, sample if self.indices is None else None, **how)
 
     def decode_plainly(self, sample_indices_fn=None) -> tuple[np.ndarray, VideoMetadata]:
         """The same without the package: every frame of the file is decoded, and the file must be sound."""
@@ -500,6 +510,8 @@ class EncodedVideo:
             )
         if isinstance(self.source, str) and ("://" in self.source or self.source.startswith("data:")):
             raise ImportError(f"Videos behind a URL {NEED_THE_PACKAGE}")
+        if isinstance(self.source, (str, os.PathLike)) and os.path.isdir(self.source):
+            raise ImportError(f"Folders of pictures {NEED_THE_PACKAGE}")
         if has_picture_name(self.source):
             picture = plain_picture(self.source)
             return picture, VideoMetadata(1, height=picture.shape[1], width=picture.shape[2], frames_indices=[0])
@@ -597,6 +609,7 @@ def has_picture_name(item) -> TypeGuard[str | os.PathLike]:
 
 
 def is_picture(item) -> bool:
-    """Something that may be a frame."""
-    is_array = isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim in (2, 3)
-    return is_array or isinstance(item, Image.Image) or has_picture_name(item)
+    """Something that may be a frame. An array (A, B, C) is one if A or C may be a number of channels."""
+    if isinstance(item, (np.ndarray, torch.Tensor)):
+        return item.ndim == 2 or (item.ndim == 3 and not {item.shape[0], item.shape[2]}.isdisjoint((1, 3, 4)))
+    return isinstance(item, Image.Image) or has_picture_name(item)
