@@ -24,6 +24,13 @@ def draw_number(number: int, height: int = HEIGHT, width: int = WIDTH) -> np.nda
     return np.repeat(blocks[rows][:, columns, None], 3, axis=2)
 
 
+def paint(number: int, height: int, width: int) -> np.ndarray:
+    """A (height, width, 3) uint8 picture of waves of all colours that move with `number`."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / (9 + channel) + number) + np.cos(y / (7 + channel) - number) for channel in range(3)]
+    return (np.stack(waves, axis=-1) * 60 + 128).astype(np.uint8)
+
+
 def read_number(picture: np.ndarray) -> int | None:
     """The number in a picture of any size by `draw_number`; `None` if its white and black marks are not in place."""
     height, width = picture.shape[:2]
@@ -70,6 +77,7 @@ class VideoSpec:
     aspect: Fraction | None = None
     colour: dict[str, int] = field(default_factory=dict)
     interlaced: bool = False
+    draw: Callable[[int, int, int], np.ndarray] = draw_number
     title: str | None = None
 
     @property
@@ -108,6 +116,6 @@ class VideoSpec:
     def _stored_picture(self, number: int) -> np.ndarray:
         turned = self.rotation % 180 != 0
         height, width = (self.width, self.height) if turned else (self.height, self.width)
-        picture = draw_number(number, height, width)
+        picture = self.draw(number, height, width)
         picture = picture[:, ::-1] if self.mirrored else picture
         return np.ascontiguousarray(np.rot90(picture, -self.rotation // 90))
