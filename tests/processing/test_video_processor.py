@@ -3,7 +3,6 @@
 import base64
 import io
 import pickle
-from fractions import Fraction
 
 import av
 import numpy as np
@@ -13,7 +12,6 @@ from PIL import Image
 from transformers import AutoVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from helpers.video_files import VideoSpec
 from video_panda_hf import VideoPandaVideoProcessor
 from video_panda_hf.processing import DecodeLimits, VideoDecodeError, VideoDecodeWarning
 from video_panda_hf.processing.video_processing_video_panda import (
@@ -46,13 +44,6 @@ def video_file(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def stretched_file(tmp_path_factory):
-    """8 frames of 176 × 144 pixels that are 1.1 times as wide as high, without a colour matrix."""
-    spec = VideoSpec("stretched.mp4", "libx264", width=176, height=144, frames=8, aspect=Fraction(11, 10))
-    return spec.write(tmp_path_factory.mktemp("videos"))
-
-
 def numbered(num_frames, height=28, width=28):
     """(T, H, W, 3) uint8, frame n is grey of level 10·n."""
     levels = np.arange(num_frames, dtype=np.uint8) * 10
@@ -73,28 +64,6 @@ def frame_numbers(inputs, index=0):
 
 
 # Which frames
-
-
-def test_pixels_of_a_file_are_those_that_are_stored(stretched_file, tmp_path):
-    processor = VideoPandaVideoProcessor(do_resize=False, patch_size=4)
-    with av.open(str(stretched_file)) as container:
-        rgb = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])  # by BT.601
-    inputs = processor(stretched_file, return_tensors="pt")
-    assert inputs["video_grid_thw"].tolist() == [[8, 36, 44]]
-    torch.testing.assert_close(pixels(inputs, patch_size=4), torch.from_numpy(rgb).float(), rtol=0, atol=0.01)
-
-    # The released model's sizes: 14 rows of 16 tokens for 176 × 144, but 12 for 194 × 144.
-    released = VideoPandaVideoProcessor()
-    assert released(stretched_file, return_tensors="pt")["video_grid_thw"].tolist() == [[8, 28, 32]]
-    displayed = released(stretched_file, pixels="displayed", return_tensors="pt")
-    assert displayed["video_grid_thw"].tolist() == [[8, 24, 32]]
-    VideoPandaVideoProcessor(pixels="displayed").save_pretrained(tmp_path)
-    saved = AutoVideoProcessor.from_pretrained(tmp_path)
-    assert saved.pixels == "displayed" and released.pixels == "stored"
-    assert saved(stretched_file, return_tensors="pt")["video_grid_thw"].tolist() == [[8, 24, 32]]
-    assert saved.fetch_videos(stretched_file)[0].shape == (8, 144, 194, 3)
-    with pytest.raises(ValueError, match="`pixels` is"):
-        released(stretched_file, pixels="square")
 
 
 @pytest.mark.parametrize(
@@ -229,15 +198,55 @@ def test_settings_that_make_no_sense_are_errors_at_once(small, video_file):
         small(videos=numbered(20), video_metadata=[{"fps": 0, "total_num_frames": 20}])
 
 
-def test_picture_files_are_the_frames_of_one_video_and_taken_as_they_are(small, tmp_path):
+@pytest.fixture
+def picture_files(tmp_path):
+    """0.png to 11.png, of the levels of `numbered`."""
     names = [str(tmp_path / f"{n}.png") for n in range(12)]
     for name, frame in zip(names, numbered(12), strict=True):
-        Image.fromarray(frame).save(name)
-    assert frame_numbers(small(names)) == list(range(12))
-    with pytest.raises(ValueError, match="Sampling frames from a list of images is not supported"):
-        small(names, do_sample_frames=True)
+        Image.fromarray(np.ascontiguousarray(frame)).save(name)
+    return names
+
+
+def test_picture_files_are_the_frames_of_one_video_and_sampled(small, picture_files):
+    evenly = [0, 1, 3, 4, 6, 7, 9, 11]
+    assert frame_numbers(small(picture_files)) == evenly
+    assert frame_numbers(small(picture_files, do_sample_frames=True)) == evenly
+    assert frame_numbers(small(picture_files, num_frames=4)) == [0, 3, 7, 11]
+    rate = {"total_num_frames": 12, "fps": 4}
+    assert frame_numbers(small(picture_files, fps=2, video_metadata=rate)) == [0, 2, 4, 6, 8, 10, 10, 10]
+    assert frame_numbers(small(picture_files[:3])) == [0, 1, 2, 2, 2, 2, 2, 2]
+    assert frame_numbers(small([[picture_files, picture_files[::-1]]]), 1) == [11, 10, 8, 7, 5, 4, 2, 0]
+
+
+def test_picture_files_are_taken_as_they_are_without_sampling(small, picture_files):
+    assert frame_numbers(small(picture_files, do_sample_frames=False)) == list(range(12))
     with pytest.raises(ValueError, match=r"video 0 of the call: .* multiple of 4 .* not 3"):
-        small(names[:3])
+        small(picture_files[:3], do_sample_frames=False)
+    with pytest.raises(
+        ValueError, match=r"Sampling frames .* Set `do_sample_frames=False`, .* `num_frames` = 8 of them"
+    ):
+        small(picture_files[:3], do_sample_frames=True)
+
+
+def test_a_folder_of_pictures_is_a_video_of_them_in_natural_order(small, picture_files, tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    evenly = [0, 1, 3, 4, 6, 7, 9, 11]
+    for given in (tmp_path, str(tmp_path), {"path": str(tmp_path)}, [[tmp_path]]):
+        assert frame_numbers(small(given)) == evenly
+    assert frame_numbers(small([tmp_path, str(tmp_path)], num_frames=4), 1) == [0, 3, 7, 11]
+    assert frame_numbers(small(tmp_path, do_sample_frames=False)) == list(range(12))
+    assert frame_numbers(small({"video": tmp_path, "indices": [10, 2, 9, 0]})) == [10, 2, 9, 0]
+    rate = {"total_num_frames": 12, "fps": 4}
+    inputs = small(tmp_path, fps=2, video_metadata=rate, return_metadata=True)
+    assert frame_numbers(inputs) == [0, 2, 4, 6, 8, 10, 10, 10]
+    (metadata,) = inputs["video_metadata"]
+    assert (metadata.total_num_frames, metadata.fps) == (12, 4)
+    with pytest.raises(ValueError, match="needs the video's own rate"):
+        small(tmp_path, fps=2)
+    with pytest.raises(VideoDecodeError, match="its longer side in pixels is 28"):
+        small(tmp_path, decode_limits={"max_side": 20})
+    with pytest.raises(ValueError, match="pictures in a folder have no times"):
+        small({"video": tmp_path, "start": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -416,6 +425,17 @@ def test_layouts_and_colours_of_arrays(small):
         [Image.fromarray(frame) for frame in grey[..., 0]],
     ]:
         torch.testing.assert_close(small(given, num_frames=4)["pixel_values_videos"], expected)
+
+
+def test_grey_arrays_are_a_video_where_they_can_be_no_picture(small):
+    grey = np.ascontiguousarray(numbered(10)[..., 0])
+    expected = small(grey[..., None], num_frames=4)["pixel_values_videos"]
+    for given in (grey, torch.from_numpy(grey), grey.astype(np.float32), [[grey]]):
+        torch.testing.assert_close(small(given, num_frames=4)["pixel_values_videos"], expected)
+    two = small([grey, grey[::-1]], num_frames=4)
+    assert frame_numbers(two) == [0, 3, 6, 9] and frame_numbers(two, 1) == [9, 6, 3, 0]
+    for picture in (grey[0], grey[:3], grey[:1], grey[:, :, :3]):  # the last three may have these as channels
+        assert small(picture)["video_grid_thw"][0, 0] == 1
 
 
 @pytest.mark.parametrize("view", [slice(None, None, -1), slice(0, 1), slice(4, 3, -1), slice(None, None, 2)], ids=str)

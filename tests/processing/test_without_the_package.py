@@ -1,12 +1,13 @@
 """The code of a checkpoint without the package: videos are decoded plainly, and what that cannot do is an error."""
 
 import io
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.video_files import VideoSpec, read_number
+from helpers.video_files import VideoSpec, paint, read_number
 from video_panda_hf.decoding import decode_video
 from video_panda_hf.processing import VideoPandaVideoProcessor, video_processing_video_panda
 
@@ -18,6 +19,15 @@ SPECS = [
     VideoSpec("rotated_90.mp4", "libx264", rotation=90),
     VideoSpec("rotated_180.mp4", "libx264", rotation=180),
     VideoSpec("rotated_270.mp4", "libx264", rotation=270),
+]
+
+
+COLOURFUL = [
+    VideoSpec("untagged_hd.mp4", "libx264", width=1280, height=720, frames=3, draw=paint),
+    VideoSpec("bt709_full_range.mp4", "libx264", frames=3, draw=paint, colour={"colorspace": 1, "color_range": 2}),
+    VideoSpec("wide_pixels.mp4", "libx264", frames=3, draw=paint, aspect=Fraction(11, 10)),
+    VideoSpec("ten_bits.mp4", "libx264", frames=3, draw=paint, pix_fmt="yuv420p10le"),
+    VideoSpec("odd_height.mov", "mpeg4", frames=3, draw=paint, height=63),
 ]
 
 
@@ -40,11 +50,17 @@ def test_frames_are_those_of_the_package(spec, processor, tmp_path):
     assert [read_number(frame) for frame in everything] == list(range(48))
 
 
+@pytest.mark.parametrize("spec", COLOURFUL, ids=lambda spec: spec.name)
+def test_pixels_are_the_stored_ones(spec, processor, tmp_path):
+    path = spec.write(tmp_path)
+    np.testing.assert_array_equal(processor.fetch_videos(path)[0], decode_video(path)[0])
+
+
 def test_inputs_of_a_model_are_those_of_the_package(processor, monkeypatch, tmp_path):
     path = SPECS[0].write(tmp_path)
     picture = tmp_path / "photo.png"
     Image.fromarray(np.arange(60 * 40 * 3, dtype=np.uint8).reshape(60, 40, 3)).save(picture)
-    videos = [str(path), {"video": str(path), "indices": [1, 2, 3, 4]}, str(picture)]
+    videos = [str(path), {"video": str(path), "indices": [1, 2, 3, 4]}, str(picture), [str(picture)] * 5]
     plain = processor(videos=videos)
     monkeypatch.undo()
     for name, expected in processor(videos=videos).items():
@@ -56,6 +72,8 @@ def test_inputs_of_a_model_are_those_of_the_package(processor, monkeypatch, tmp_
     [
         ({"video": "CLIP", "start": 0.5}, {}),
         ("CLIP", {"strict_decoding": False}),
+        ("CLIP", {"pixels": "displayed"}),
+        ("FOLDER", {}),
         ("CLIP", {"decode_limits": {"max_seconds": 3}}),
         ("http://127.0.0.1:1/clip.mp4", {}),
         ("data:video/mp4;base64,AAAA", {}),
@@ -66,7 +84,7 @@ def test_what_needs_the_package_says_so(video, settings, processor, tmp_path):
     path = SPECS[0].write(tmp_path)
     pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     pictures[0].save(tmp_path / "moving.webp", save_all=True, append_images=pictures[1:])
-    named = {"CLIP": str(path), "moving.webp": str(tmp_path / "moving.webp")}
+    named = {"CLIP": str(path), "FOLDER": str(tmp_path), "moving.webp": str(tmp_path / "moving.webp")}
     if isinstance(video, dict):
         video = {key: named.get(value, value) for key, value in video.items()}
     with pytest.raises(ImportError, match="pip install video-panda-hf"):
