@@ -57,8 +57,12 @@ CHAT_TEMPLATE = """\
 {%- for message in messages -%}
   {%- if message['role'] == 'user' -%}
     {{- 'USER: ' ~ message['content'] -}}
-  {%- else -%}
+  {%- elif message['role'] == 'assistant' -%}
     {{- ' ASSISTANT:' -}}{%- generation -%}{{- ' ' ~ message['content'] | trim ~ eos_token -}}{%- endgeneration -%}
+  {%- elif message['role'] == 'system' and loop.first -%}
+    {{- message['content'] ~ ' ' -}}
+  {%- else -%}
+    {{- raise_exception('role ' ~ message['role'] ~ ': take user, assistant, and system for the first message') -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- ' ASSISTANT:' -}}{%- endif -%}"""
