@@ -11,7 +11,7 @@ import numpy as np
 from transformers.video_utils import VideoMetadata
 
 from .errors import Budget, DecodeLimits, check_limit, decoders_end_here, errors_of
-from .pictures import read_picture
+from .pictures import metadata_of, read_picture
 from .readers import FrameReader, open_reader
 from .sources import VideoSource, describe, look_at, open_source
 
@@ -116,7 +116,7 @@ def _decode_video(
             look = look_at(readable)
             picture = None if pictures is None else read_picture(readable, look, budget, **pictures)
         if picture is not None:
-            return picture, _metadata_of_picture(picture)
+            return picture, metadata_of(picture)
         with open_reader(readable, look, budget, all_times=window != (None, None)) as reader:
             first, count, duration = _window(reader, *window)
             metadata = _metadata(reader, count, duration, limits)
@@ -126,11 +126,6 @@ def _decode_video(
                 frames = reader.read([first + index for index in indices])
     metadata.frames_indices = indices
     return frames, metadata
-
-
-def _metadata_of_picture(picture: np.ndarray) -> VideoMetadata:
-    _, height, width, _ = picture.shape
-    return VideoMetadata(1, height=height, width=width, frames_indices=[0], video_backend="pillow")
 
 
 def _window(reader: FrameReader, start: float | None, end: float | None) -> tuple[int, int, float]:

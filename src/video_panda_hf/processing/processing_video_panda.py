@@ -1,33 +1,39 @@
-"""Text and videos → the inputs of Video-Panda: `<video>` in a prompt becomes the tokens that its video takes up."""
+"""Text, pictures and videos → the inputs of Video-Panda: `<video>` becomes the tokens that its video takes up."""
 
 import copy
 import inspect
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import AddedToken, AutoTokenizer, BatchFeature, ProcessingKwargs, ProcessorMixin
-from transformers.processing_utils import Unpack
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import MultiModalData, Unpack
 from transformers.video_utils import VideoInput
 
-from .video_processing_video_panda import WINDOW_KEYS, VideoPandaVideoProcessor
+from .video_processing_video_panda import VideoPandaVideoProcessor
 
 
+try:
+    from video_panda_hf.processing import answers, literals
+except ImportError:  # this file came with a checkpoint, and the package is not installed
+    answers = literals = None  # type: ignore[assignment]
+
+IMAGE_TOKEN = "<image>"  # in prompts only: a picture is a video of one frame, so the model's token is `<video>`
 VIDEO_TOKEN = "<video>"
 ROW_TOKEN = "<row>"
 
 FLATTENED = "{%- set messages = flat.messages %}"  # ends what `chat_templates/flatten.jinja` puts before a template
-GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-ANSWER_MARK = "\ue000"  # a private-use character that stands for an answer in `_spans_by_marks`
+PARTS = {"image": "image", "image_url": "image", "video": "video", "video_url": "video"}
 
 
 class VideoPandaProcessor(ProcessorMixin):
     """
-    Prepares text and videos for the model. It is called with `text=` and `videos=`.
+    Prepares text, pictures and videos for the model. It is called with `text=`, `images=` and `videos=`.
 
     One `<video>` in a text stands for one video. It is replaced by the placeholders of the video's tokens: for each of
     T frames of h × w tokens, one `<video>` for the frame's context token, then h rows of w `<video>` and one `<row>`.
-    `<row>` is reserved and must not occur in a text.
+    One `<image>` stands for one picture, a video of one frame. `<row>` is reserved and must not occur in a text.
 
     `return_mm_token_type_ids=True` adds `mm_token_type_ids`: 2 for `<video>` and `<row>`, 0 for text.
 
@@ -46,7 +52,7 @@ class VideoPandaProcessor(ProcessorMixin):
     """
 
     def __init__(self, video_processor=None, tokenizer=None, chat_template=None, use_row_tokens: bool = True):
-        self.video_token, self.row_token = VIDEO_TOKEN, ROW_TOKEN
+        self.image_token, self.video_token, self.row_token = IMAGE_TOKEN, VIDEO_TOKEN, ROW_TOKEN
         self.video_token_id = token_id(tokenizer, VIDEO_TOKEN)
         self.row_token_id = token_id(tokenizer, ROW_TOKEN)
         self.video_token_ids = [self.video_token_id, self.row_token_id]
@@ -116,53 +122,65 @@ class VideoPandaProcessor(ProcessorMixin):
         self,
         text: str | list[str] | None = None,
         videos: VideoInput | None = None,
+        images: ImageInput | None = None,
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         """
         Args:
             text (`str` or `list[str]`, *optional*):
-                One prompt or several, with one `<video>` for each of their videos.
+                One prompt or several, with one `<image>` or `<video>` for each of their pictures and videos.
             videos (*optional*):
                 The videos in the order of their `<video>`, in any form that `VideoPandaVideoProcessor` takes.
+            images (*optional*):
+                The pictures in the order of their `<image>`: PIL images, arrays, tensors, paths, URLs, base64, bytes or
+                binary files.
             kwargs:
                 Settings of the tokenizer (`padding`, …) and the video processor (`num_frames`, …).
 
         Returns:
-            `BatchFeature` with `input_ids` and `attention_mask`, and with videos `pixel_values_videos` and
-            `video_grid_thw`.
+            `BatchFeature` with `input_ids` and `attention_mask`, and with pictures or videos `pixel_values_videos` and
+            `video_grid_thw`, in the order of the prompts.
 
         Raises:
-            ValueError: if there are not as many `<video>` as videos, or a text contains `<row>`.
+            ValueError: if there are not as many `<image>` as pictures and `<video>` as videos, or a text contains
+                `<row>`.
         """
-        return super().__call__(text=text, videos=videos, **kwargs)
+        if literals is None or not literals.are_in(text):
+            return super().__call__(images=images, text=text, videos=videos, **kwargs)
+        with_offsets = {**kwargs, **literals.WITH_OFFSETS}
+        inputs = super().__call__(images=images, text=text, videos=videos, **with_offsets)
+        return literals.as_text(inputs, text, self.tokenizer, kwargs)
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        if images is not None or audio is not None:
-            raise ValueError(
-                "this model takes text and videos; give a picture as `videos`, it becomes a video of one frame"
-            )
+        """Pictures and videos in one list, in the order of the prompts, where `<video>` then stands for each."""
+        if audio is not None:
+            raise ValueError("this model takes text, pictures and videos, no sound")
+        pictures = self.video_processor.list_pictures(images)
+        videos = self.video_processor.list_videos([] if videos is None else videos)
         _, text, _, _ = super().prepare_inputs_layout(text=text)
-        if videos is not None:
-            videos = self.video_processor.list_videos(videos) or None  # prompts may have no video among them
-        return None, text, videos, None
-
-    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        if text is None and videos is None:
-            raise ValueError(
-                f"You need to provide at least one input to call {type(self).__name__}: `text` or `videos`"
-            )
         if text is None:
-            return
+            if not pictures and not videos:
+                raise ValueError(
+                    f"You need to provide at least one input to call {type(self).__name__}: text, images or videos"
+                )
+            return None, None, type(pictures)([*pictures, *videos]), None
         if not all(isinstance(prompt, str) for prompt in text):
             raise ValueError("`text` must be a string or a list of strings")
         if any(self.row_token in prompt for prompt in text):
             raise ValueError(f"{self.row_token} is reserved for the rows of a video's tokens: take it out of the text")
-        num_tokens, num_videos = sum(prompt.count(self.video_token) for prompt in text), len(videos or [])
-        if num_tokens != num_videos:
-            raise ValueError(
-                f"The total number of {self.video_token} tokens in the prompts should be the same as the number of "
-                f"videos passed. Found total {num_tokens} {self.video_token} tokens and {num_videos} videos."
-            )
+        markers = [marker for prompt in text for marker in re.findall(f"{IMAGE_TOKEN}|{VIDEO_TOKEN}", prompt)]
+        for token, given, name in ((IMAGE_TOKEN, pictures, "images"), (VIDEO_TOKEN, videos, "videos")):
+            if markers.count(token) != len(given):
+                raise ValueError(
+                    f"The total number of {token} tokens in the prompts should be the same as the number of {name} "
+                    f"passed. Found total {markers.count(token)} {token} tokens and {len(given)} {name}."
+                )
+        waiting = {IMAGE_TOKEN: iter(pictures), VIDEO_TOKEN: iter(videos)}
+        videos = type(pictures)(next(waiting[marker]) for marker in markers)
+        return None, [prompt.replace(IMAGE_TOKEN, VIDEO_TOKEN) for prompt in text], videos or None, None
+
+    def validate_inputs(self, *args, **kwargs):
+        """`prepare_inputs_layout` has done it."""
 
     def _process_videos(self, videos, **kwargs):
         inputs = self.video_processor(videos, **kwargs)
@@ -174,6 +192,33 @@ class VideoPandaProcessor(ProcessorMixin):
         t, h, w = (int(n) for n in video_inputs["video_grid_thw"][video_idx])
         row = self.video_token * (w // merge_size) + self.row_token * self.use_row_tokens
         return (self.video_token + row * (h // merge_size)) * t + self.after_video
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
+        """
+        The tokens that pictures and videos take up, for engines that plan ahead.
+
+        Args:
+            image_sizes (`list[tuple[int, int]]`, *optional*):
+                (height, width) of every picture.
+            video_sizes (`list[tuple[int, int, int]]`, *optional*):
+                (frames, height, width) of every video, after sampling.
+            kwargs:
+                Settings of the video processor, by name or under `videos_kwargs`.
+        """
+        settings = {**kwargs, **kwargs.get("videos_kwargs", {})}
+        merge_size = settings.get("merge_size") or self.video_processor.merge_size
+
+        def counts(sizes) -> tuple[list[int], list[int]]:
+            grids = [(t, *self.video_processor.grid_of(h, w, **settings)) for t, h, w in sizes]
+            tokens = [t * (1 + h // merge_size * (w // merge_size + self.use_row_tokens)) for t, h, w in grids]
+            return tokens, [t * h * w for t, h, w in grids]
+
+        data = {}
+        if image_sizes is not None:
+            data["num_image_tokens"], data["num_image_patches"] = counts([(1, h, w) for h, w in image_sizes])
+        if video_sizes is not None:
+            data["num_video_tokens"], _ = counts(video_sizes)
+        return MultiModalData(**data)
 
     def apply_chat_template(
         self,
@@ -189,9 +234,10 @@ class VideoPandaProcessor(ProcessorMixin):
         """
         One conversation or several → the prompt, or with `tokenize=True, return_dict=True` the inputs of the model.
 
-        The content of a message is a string or a list of `{"type": "text", "text": …}` and `{"type": "video", "video":
-        …}` (also "path" or "url"). A video is anything that `VideoPandaVideoProcessor` takes; "start" and "end" in
-        seconds, or "indices", choose a part of a file.
+        The content of a message is a string or a list of `{"type": "text", "text": …}`, `{"type": "image", "image": …}`
+        (also "path", "url", "base64") and `{"type": "video", "video": …}` (also "path", "url"). Beside a video may
+        stand "start" and "end" in seconds (or "video_start", "video_end"), or "indices"; and "num_frames" (or
+        "nframes"), or "fps" and "max_frames". `<video>`, `<image>` and `<row>` in the text of a message are text.
 
         Args:
             conversation (`list[dict]` or `list[list[dict]]`):
@@ -216,7 +262,10 @@ class VideoPandaProcessor(ProcessorMixin):
         """
         kwargs.pop("load_audio_from_video", None)  # `transformers serve` asks for it always; this model hears nothing
         template = self._chat_template(chat_template)
-        conversation = with_parts_of_videos(conversation)
+        conversation = with_whole_parts(conversation)
+        if literals is not None:
+            conversation = literals.marked(conversation)
+            kwargs |= {name: literals.marked(kwargs[name]) for name in ("tools", "documents") if name in kwargs}
         settings = self._processor_settings(kwargs)
         processor_kwargs = {**settings, **(processor_kwargs or {})}
         if FLATTENED in template:  # an LLM's own template writes the special tokens itself
@@ -227,20 +276,16 @@ class VideoPandaProcessor(ProcessorMixin):
             return super().apply_chat_template(conversation, processor_kwargs=processor_kwargs, **arguments)
 
         # transformers finds answers by their position in the prompt. Version 5.16 ignores that the tokens of videos
-        # shift it, and later versions need `{% generation %}`. The code below works with all of them.
+        # shift it, and later versions need `{% generation %}`. What follows works with all of them.
         if kwargs.get("continue_final_message"):
             raise ValueError("continue_final_message is not compatible with return_assistant_tokens_mask.")
+        if answers is None:
+            raise ImportError("Masks of answers need the package video-panda-hf: `pip install video-panda-hf`.")
         processor_kwargs |= {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
         inputs = super().apply_chat_template(conversation, processor_kwargs=processor_kwargs, **arguments)
         is_batched = isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "content")
-        answers = self._answer_spans(conversation if is_batched else [conversation], template, kwargs)
-        masks = [
-            answer_mask(offsets, replaced, spans)
-            for offsets, replaced, spans in zip(
-                inputs.pop("offset_mapping"), inputs.pop("text_replacement_offsets"), answers, strict=True
-            )
-        ]
         tensor_type = processor_kwargs.get("return_tensors") or kwargs.get("return_tensors")
+        masks = answers.masks(inputs, conversation if is_batched else [conversation], template, self.tokenizer, kwargs)
         inputs.update(BatchFeature({"assistant_masks": masks}, None if tensor_type == "auto" else tensor_type))
         return inputs
 
@@ -258,60 +303,6 @@ class VideoPandaProcessor(ProcessorMixin):
         nested = self.valid_processor_kwargs.__annotations__
         names = {*nested, *nested["text_kwargs"].__annotations__, *self.video_processor.valid_kwargs.__annotations__}
         return {name: kwargs.pop(name) for name in (names - own) & set(kwargs)}
-
-    def _answer_spans(self, conversations, template: str, kwargs: dict) -> list[list[tuple[int, int]]]:
-        """For each conversation, the (start, end) characters of its answers in the rendered prompt."""
-        names = [name for name in kwargs if name != "return_tensors"]
-        given = {**self.tokenizer.special_tokens_map, **{name: kwargs[name] for name in names}}
-
-        def render(conversations, **options):
-            return render_jinja_template(conversations=conversations, chat_template=template, **given, **options)
-
-        if GENERATION_TAG.search(template):
-            prompts, spans = render(conversations, return_assistant_tokens_mask=True)
-            return [
-                [(start, self._end_of_answer(prompt, start, end)) for start, end in of_prompt]
-                for prompt, of_prompt in zip(prompts, spans, strict=True)
-            ]
-        return [self._spans_by_marks(conversation, lambda c: render([c])[0][0]) for conversation in conversations]
-
-    def _end_of_answer(self, prompt: str, start: int, end: int) -> int:
-        """The answer's end with the special token by which a model learns to stop, if that is what follows."""
-        if re.search(rf"{self._special_token}\s*$", prompt[start:end]):
-            return end
-        found = re.compile(rf"\s*{self._special_token}").match(prompt, end)
-        return found.end() if found else end
-
-    @property
-    def _special_token(self) -> str:
-        """A pattern of any of the tokenizer's."""
-        return "(?:" + "|".join(map(re.escape, self.tokenizer.all_special_tokens)) + ")"
-
-    def _spans_by_marks(self, conversation, render) -> list[tuple[int, int]]:
-        """
-        Renders the conversation with a mark in place of every answer: the text between marks comes from the template.
-        A span includes the special token after the answer, from which a model learns to stop.
-        """
-        answers = [content_text(message) for message in conversation if message["role"] == "assistant"]
-        marked = [{**m, "content": ANSWER_MARK} if m["role"] == "assistant" else m for m in conversation]
-        between = render(marked).split(ANSWER_MARK)
-        end_token = re.compile(rf"\s*{self._special_token}")
-        prompt = render(conversation)
-        ends = [end_token.match(after) for after in between[1:]]
-        for texts in (answers, [answer.strip() for answer in answers]):
-            if len(ends) != len(texts) or not all(ends):
-                break
-            starts, rebuilt = [], between[0]
-            for text, after in zip(texts, between[1:], strict=True):
-                starts.append(len(rebuilt))
-                rebuilt += text + after
-            if rebuilt == prompt:
-                lengths = [len(text) + end.end() for text, end in zip(texts, ends, strict=True) if end]
-                return [(start, start + length) for start, length in zip(starts, lengths, strict=True)]
-        raise ValueError(
-            "the chat template has no {% generation %} and alters the answers or has no special token after them, so "
-            "that their tokens cannot be told: mark them in the template, or pass `chat_template=CHAT_TEMPLATE`"
-        )
 
 
 def token_id(tokenizer, token: str) -> int:
@@ -352,48 +343,24 @@ def read_template(name: str) -> str:
     return "".join(file.read_text(encoding="utf-8") for file in files)
 
 
-def with_parts_of_videos(conversation):
+def with_whole_parts(conversation):
     """
-    Writes every video of which only a part is wanted as `{"type": "video", "video": part}`, in one conversation or
-    several: transformers hands over what is under "video". `part` is a plain dictionary, because transformers 5.24
-    turns dataclasses inside messages into dictionaries.
+    Writes every picture as `{"type": "image", "image": part}` and every video as `{"type": "video", "video": part}`, in
+    one conversation or several: transformers hands over what is under that key, and `part` has all that was given.
     """
     if isinstance(conversation, (list, tuple)):
-        return [with_parts_of_videos(item) for item in conversation]
-    if not isinstance(conversation, dict) or not isinstance(conversation.get("content"), (list, tuple)):
+        return [with_whole_parts(item) for item in conversation]
+    if not isinstance(conversation, Mapping) or not isinstance(conversation.get("content"), (list, tuple)):
         return conversation
-    content = [
-        {"type": "video", "video": {key: value for key, value in part.items() if key != "type"}}
-        if isinstance(part, dict) and any(part.get(key) is not None for key in WINDOW_KEYS)
-        else part
-        for part in conversation["content"]
-    ]
-    return {**conversation, "content": content}
+    return {**conversation, "content": [whole_part(part) for part in conversation["content"]]}
 
 
-def content_text(message: dict) -> str:
-    content = message.get("content")
-    if content is None:
-        raise ValueError("an assistant's message without content has no tokens to mask")
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
-
-
-def answer_mask(offsets, replaced: list[dict], spans: list[tuple[int, int]]) -> list[int]:
-    """
-    1 for every token that overlaps one of the spans.
-
-    Args:
-        offsets (`list[tuple[int, int]]`):
-            (start, end) of every token, in characters of the prompt with the videos' tokens.
-        replaced (`list[dict]`):
-            What transformers tells of each `<video>` that it replaced.
-        spans (`list[tuple[int, int]]`):
-            (start, end) of the answers, in characters of the prompt before that.
-    """
-    gains = [(video["span"][1], video["new_span"][1] - video["span"][1]) for video in replaced]
-
-    def shifted(char: int) -> int:
-        return char + max((gain for end, gain in gains if end <= char), default=0)
-
-    spans = [(shifted(start), shifted(end)) for start, end in spans]
-    return [int(any(start < s_end and end > s_start for s_start, s_end in spans)) for start, end in offsets]
+def whole_part(part):
+    kind = PARTS.get(part.get("type")) if isinstance(part, Mapping) else None
+    if kind is None:
+        return part
+    given = {key: value for key, value in part.items() if key != "type" and value is not None}
+    if "url" in part["type"]:  # as OpenAI's: {"type": "image_url", "image_url": {"url": …, "detail": …}}
+        url = given[part["type"]]
+        given = {"url": url["url"] if isinstance(url, Mapping) else url}
+    return {"type": kind, kind: given} if given else {"type": kind}

@@ -7,6 +7,8 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from numbers import Real
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, TypeGuard
 
@@ -23,6 +25,7 @@ from transformers.image_utils import (
     PILImageResampling,
     SizeDict,
     infer_channel_dimension_format,
+    load_image,
 )
 from transformers.processing_utils import Unpack
 from transformers.video_utils import VideoMetadata
@@ -124,9 +127,17 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
             self.num_frames = None
         check_sampling(self.num_frames, self.fps, self.max_frames, self.frames_per_clip)
 
-    # A method, so that the processor uses this module's classes: it may come from another copy of the code.
+    # Methods, so that the processor uses this module's classes: it may come from another copy of the code.
     def list_videos(self, videos) -> list:
         return list_videos(videos)
+
+    def list_pictures(self, images) -> list:
+        return list_pictures(images)
+
+    @property
+    def temporal_patch_size(self) -> int:
+        """Engines' name of `frames_per_clip`: videos grow in steps of so many frames."""
+        return self.frames_per_clip
 
     def preprocess(self, videos, **kwargs: Unpack[VideoPandaVideoProcessorKwargs]) -> BatchFeature:
         videos = list_videos(videos)
@@ -192,22 +203,33 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
 
     def _decode_and_sample_videos(self, videos, video_metadata=None, do_sample_frames=None, sample_indices_fn=None):
         frames, metadata = [], []
-        for video, given in zip(videos, list_metadata(video_metadata, len(videos)), strict=True):
+        for video, given in zip(videos, list_metadata(video_metadata, videos), strict=True):
+            sample = self._own_sampling(video, sample_indices_fn)
             if is_frames(video):
-                video, given = self._sample_in_memory(video, given, sample_indices_fn)
+                video, given = self._sample_in_memory(video, given, sample)
             else:
-                video, given = video.decode(sample_indices_fn)
+                video, given = video.decode(sample)
             frames.append(video)
             metadata.append(given)
         return frames, metadata
 
+    def _own_sampling(self, video, sample_indices_fn):
+        """The function that samples this video: settings that stand beside it replace those of the call."""
+        own = getattr(video, "sampling", None)
+        if not own:
+            return sample_indices_fn
+        if "num_frames" in own or "fps" in own:
+            own = {"num_frames": None, "fps": None, **own}
+        return partial(sample_indices_fn or self.sample_frames, **own)
+
     def _sample_in_memory(self, video, metadata: VideoMetadata | None, sample_indices_fn):
         metadata = metadata or VideoMetadata(total_num_frames=len(video))
+        if sample_indices_fn is None or len(video) == 1 or is_list_of_files(video):
+            if metadata.frames_indices is None and metadata.total_num_frames == len(video):
+                metadata.frames_indices = list(range(len(video)))  # otherwise frames were chosen before, none knows how
+            return video, metadata
         if metadata.total_num_frames != len(video):
             raise ValueError(f"video_metadata says {metadata.total_num_frames} frames, the video has {len(video)}")
-        if sample_indices_fn is None or len(video) == 1 or is_list_of_files(video):
-            metadata.frames_indices = list(range(len(video)))
-            return video, metadata
         indices = sample_indices_fn(metadata=metadata)
         metadata.frames_indices = indices
         return [video[i] for i in indices] if isinstance(video, list) else video[indices], metadata
@@ -264,13 +286,17 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
 
     def get_num_of_video_patches(self, num_frames: int, height: int, width: int, videos_kwargs: dict | None = None):
         """Patches, i.e. rows of `pixel_values_videos`, of `num_frames` sampled frames of height × width pixels."""
-        given = videos_kwargs or {}
+        rows, columns = self.grid_of(height, width, **(videos_kwargs or {}))
+        return num_frames * rows * columns
+
+    def grid_of(self, height: int, width: int, **given) -> tuple[int, int]:
+        """Rows and columns of patches of a frame of height × width pixels, with settings as in a call."""
         size = given.get("size") or self.size
         patch_size = given.get("patch_size") or self.patch_size
         factor = patch_size * (given.get("merge_size") or self.merge_size)
         if given.get("do_resize", self.do_resize):
             height, width = resized_size(height, width, size["longest_edge"], factor)
-        return num_frames * (height // patch_size) * (width // patch_size)
+        return height // patch_size, width // patch_size
 
 
 # Sizes and frames: pure functions of numbers
@@ -371,7 +397,7 @@ def rgb_frames(video, input_data_format: str | ChannelDimension | None = None) -
         if is_list_of_files(video):
             video, input_data_format = [picture_of(name) for name in video], ChannelDimension.LAST
         if isinstance(video[0], Image.Image):
-            video, input_data_format = [np.array(frame.convert("RGB")) for frame in video], ChannelDimension.LAST
+            video, input_data_format = [rgb_of(frame) for frame in video], ChannelDimension.LAST
         shapes = {tuple(frame.shape) for frame in video}
         if len(shapes) > 1:
             raise ValueError(f"the frames of one video differ in shape: {sorted(shapes)}")
@@ -398,6 +424,10 @@ def picture_of(name: str | os.PathLike) -> np.ndarray:
     return (plain_picture(name) if decoding is None else decoding.decode_picture(name))[0]
 
 
+def rgb_of(picture: Image.Image) -> np.ndarray:
+    return np.array(ImageOps.exif_transpose(picture).convert("RGB")) if decoding is None else decoding.rgb_of(picture)
+
+
 def as_tensor(array) -> torch.Tensor:
     if isinstance(array, np.ndarray) and (not array.flags.writeable or min(array.strides, default=0) < 0):
         array = array.copy()  # torch makes no view of such an array
@@ -413,6 +443,12 @@ class Videos(list):
 
 class Frames(list):
     """The frames of one video: PIL images, arrays or tensors of one frame, or the names or URLs of picture files."""
+
+    sampling: dict | None = None
+
+
+class Picture(Frames):
+    """A picture in memory that was given as an image, not as a video."""
 
 
 def list_videos(videos) -> Videos:
@@ -433,6 +469,25 @@ def list_videos(videos) -> Videos:
     return videos if isinstance(videos, Videos) else Videos(_videos_in(videos, depth=0))
 
 
+def list_pictures(images) -> Videos:
+    """The pictures that were handed over as `images`, however nested, as `list_videos` has videos: of one frame each.
+    A string is a path, a URL or base64."""
+    if images is None or isinstance(images, (list, tuple)):
+        return Videos(picture for item in images or () for picture in list_pictures(item))
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+        return Videos(Picture([image]) for image in images)
+    if isinstance(images, Image.Image) or (isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim in (2, 3)):
+        return Videos([Picture([images])])
+    if isinstance(images, Mapping):
+        return list_pictures(source_of(images, "image", ("image", "path", "url", "base64"))[0])
+    if is_encoded(images):
+        return Videos([EncodedVideo(images, is_picture=True)])
+    raise ValueError(
+        "an image is a PIL image, an array, a tensor, or a picture file (path, URL, base64, bytes, binary file), not "
+        f"{type(images).__name__}"
+    )
+
+
 def _videos_in(item, depth: int) -> list:
     if isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim > 3:
         if item.ndim > 5:
@@ -441,7 +496,7 @@ def _videos_in(item, depth: int) -> list:
     if isinstance(item, (Frames, EncodedVideo)):
         return [item]
     if isinstance(item, Mapping):
-        return [EncodedVideo.of(item)]
+        return [video_of(item)]
     if is_encoded(item):
         return [EncodedVideo(item)]
     if is_picture(item):
@@ -471,6 +526,8 @@ class EncodedVideo:
     end: float | None = None
     indices: list[int] | None = None
     limits: Any = None
+    sampling: dict | None = None
+    is_picture: bool = False
     strict: bool = True
 
     def decode(self, sample_indices_fn=None) -> tuple[np.ndarray, VideoMetadata]:
@@ -478,6 +535,8 @@ class EncodedVideo:
         picture has one."""
         if decoding is None:
             return self.decode_plainly(sample_indices_fn)
+        if self.is_picture:
+            return decoding.decode_image(self.source, self.limits)
         how = {"limits": self.limits, "strict": self.strict}
         if self.start is self.end is self.indices is None:
             may_be_mjpeg = not has_picture_name(self.source)
@@ -490,12 +549,12 @@ class EncodedVideo:
         """The same without the package: every frame of the file is decoded, and the file must be sound."""
         if self.start is not None or self.end is not None or self.limits is not None or not self.strict:
             raise ImportError(f"Parts in seconds, decode limits and damaged videos {NEED_THE_PACKAGE}")
+        file = io.BytesIO(self.source) if isinstance(self.source, (bytes, bytearray, memoryview)) else self.source
+        if self.is_picture or has_picture_name(file):
+            picture = plain_image(file) if self.is_picture else plain_picture(file)
+            return picture, VideoMetadata(1, height=picture.shape[1], width=picture.shape[2], frames_indices=[0])
         if isinstance(self.source, str) and ("://" in self.source or self.source.startswith("data:")):
             raise ImportError(f"Videos behind a URL {NEED_THE_PACKAGE}")
-        if has_picture_name(self.source):
-            picture = plain_picture(self.source)
-            return picture, VideoMetadata(1, height=picture.shape[1], width=picture.shape[2], frames_indices=[0])
-        file = io.BytesIO(self.source) if isinstance(self.source, (bytes, bytearray, memoryview)) else self.source
         with open(file, "rb") if isinstance(file, (str, os.PathLike)) else contextlib.nullcontext(file) as file:
             # From a file object, and without protocols, FFmpeg can open no other file that this one names.
             with av.open(file, options={"protocol_whitelist": "none"}) as container:
@@ -510,22 +569,45 @@ class EncodedVideo:
         metadata.height, metadata.width = pictures[0].shape[:2]
         return np.stack(pictures), metadata
 
-    @classmethod
-    def of(cls, part: Mapping) -> "EncodedVideo":
-        """From `{"video": …, "start": …, "end": …, "indices": …}`, as in the content of a message."""
-        sources = [part[key] for key in SOURCE_KEYS if part.get(key) is not None]
-        unknown = {key for key, value in part.items() if value is not None} - {*SOURCE_KEYS, *WINDOW_KEYS, "type"}
-        if len(sources) != 1 or not is_encoded(sources[0]) or unknown:
-            raise ValueError(
-                'a part of a video is a dictionary with the file as "video", "path" or "url", and with "start" '
-                f'and "end" (seconds) or "indices", but this one has {sorted(part)}; frames that are in memory '
-                "already are cut by slicing"
-            )
-        return cls(sources[0], **{key: part.get(key) for key in WINDOW_KEYS})  # type: ignore[arg-type]
+
+def video_of(part: Mapping):
+    """One video from `{"video": …, "start": …, "num_frames": …}`, the keys of a video in the content of a message."""
+    source, given = source_of(part, "video", SOURCE_KEYS, SETTINGS)
+    sampling = {key: given.pop(key) for key in ("num_frames", "fps", "max_frames") if key in given}
+    if "indices" in given and sampling:
+        raise ValueError(f'"indices" choose the frames of a video: leave out {sorted(sampling)}')
+    if is_encoded(source):
+        return EncodedVideo(source, **given, sampling=sampling)
+    if given:
+        raise ValueError(f"{sorted(given)} choose a part of a file; frames that are in memory already are cut by slicing")
+    videos = _videos_in(source, depth=2)
+    if len(videos) != 1:
+        raise ValueError(f"a video of a message is one video, not {len(videos)}")
+    if not sampling:
+        return videos[0]
+    frames = Frames(videos[0])
+    frames.sampling = sampling
+    return frames
+
+
+def source_of(part: Mapping, kind: str, keys: tuple, settings: Mapping = {}) -> tuple[Any, dict]:
+    """What stands under one of `keys`, and the settings beside it, by their own names."""
+    given = {key: value for key, value in part.items() if value is not None and key != "type"}
+    sources = [given.pop(key) for key in keys if key in given]
+    named = {settings[key]: value for key, value in given.items() if key in settings}
+    if unknown := sorted(set(given) - set(settings)):
+        raise ValueError(f"{unknown[0]!r} is no key of {kind}: there are {[*keys, *settings]}")
+    if len(sources) != 1 or len(named) < len(given):
+        raise ValueError(f"{kind} has one of the keys {keys} and no setting twice, but this one has {sorted(part)}")
+    for key, value in named.items():
+        if key != "indices" and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise ValueError(f"{key!r} of {kind} is a number, not {value!r}")
+    return sources[0], named
 
 
 SOURCE_KEYS = ("video", "path", "url")
-WINDOW_KEYS = ("start", "end", "indices")
+SETTINGS = {name: name for name in ("start", "end", "indices", "num_frames", "fps", "max_frames")}
+SETTINGS |= {"video_start": "start", "video_end": "end", "nframes": "num_frames"}  # as others call them
 PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 NEED_THE_PACKAGE = "need the package video-panda-hf: `pip install video-panda-hf`."
 
@@ -536,6 +618,11 @@ def plain_picture(source: str | os.PathLike) -> np.ndarray:
         if getattr(picture, "is_animated", False):
             raise ImportError(f"Animated pictures {NEED_THE_PACKAGE}")
         return np.array(ImageOps.exif_transpose(picture).convert("RGB"))[None]
+
+
+def plain_image(source) -> np.ndarray:
+    """A picture as `transformers` loads it, the first frame of an animated one."""
+    return rgb_of(load_image(source if isinstance(source, str) else Image.open(source)))[None]
 
 
 def limits_of(given):
@@ -553,20 +640,23 @@ def dict_of(limits) -> dict:
     return dict(limits) if isinstance(limits, Mapping) else dataclasses.asdict(limits)
 
 
-def list_metadata(video_metadata, num_videos: int) -> list[VideoMetadata | None]:
+def list_metadata(video_metadata, videos: list) -> list[VideoMetadata | None]:
+    """One for each of `videos`. Those given as images have none."""
     if video_metadata is None:
-        return [None] * num_videos
+        return [None] * len(videos)
     if isinstance(video_metadata, Mapping):
         video_metadata = [video_metadata]
     flat = [entry for item in video_metadata for entry in (item if isinstance(item, (list, tuple)) else [item])]
-    if len(flat) != num_videos:
-        raise ValueError(f"{num_videos} videos, but {len(flat)} entries of `video_metadata`: give one for each")
+    is_image = [isinstance(video, Picture) or getattr(video, "is_picture", False) for video in videos]
+    if len(flat) != is_image.count(False):
+        raise ValueError(f"{is_image.count(False)} videos, but {len(flat)} entries of `video_metadata`: give one for each")
     for entry in filter(None, flat):
         if entry.get("total_num_frames") is None:
             raise ValueError(f"`video_metadata` needs `total_num_frames`, the video's own number of frames: {entry}")
         if entry.get("fps") is not None and not entry["fps"] > 0:
             raise ValueError(f"the `fps` of `video_metadata` must be above 0: {entry}")
-    return [None if entry is None else VideoMetadata(**entry) for entry in flat]
+    entries = iter(None if entry is None else VideoMetadata(**entry) for entry in flat)
+    return [None if is_one else next(entries) for is_one in is_image]
 
 
 def is_encoded(video) -> bool:
