@@ -132,8 +132,8 @@ class VideoPandaProcessor(ProcessorMixin):
             videos (*optional*):
                 The videos in the order of their `<video>`, in any form that `VideoPandaVideoProcessor` takes.
             images (*optional*):
-                The pictures in the order of their `<image>`: PIL images, arrays, tensors, paths, URLs, base64, bytes or
-                binary files.
+                The pictures in the order of their `<image>`: PIL images, arrays, tensors, or picture files
+                (paths, URLs, base64, bytes, binary files).
             kwargs:
                 Settings of the tokenizer (`padding`, …) and the video processor (`num_frames`, …).
 
@@ -234,8 +234,8 @@ class VideoPandaProcessor(ProcessorMixin):
         """
         One conversation or several → the prompt, or with `tokenize=True, return_dict=True` the inputs of the model.
 
-        The content of a message is a string or a list of `{"type": "text", "text": …}`, `{"type": "image", "image": …}`
-        (also "path", "url", "base64") and `{"type": "video", "video": …}` (also "path", "url"). Beside a video may
+        The content of a message is a string or a list of `{"type": "text", "text": …}`, `{"type": "image", "image":
+        …}` (also "path", "url", "base64") and `{"type": "video", "video": …}` (also "path", "url"). Beside a video may
         stand "start" and "end" in seconds (or "video_start", "video_end"), or "indices"; and "num_frames" (or
         "nframes"), or "fps" and "max_frames". `<video>`, `<image>` and `<row>` in the text of a message are text.
 
@@ -345,8 +345,8 @@ def read_template(name: str) -> str:
 
 def with_whole_parts(conversation):
     """
-    Writes every picture as `{"type": "image", "image": part}` and every video as `{"type": "video", "video": part}`, in
-    one conversation or several: transformers hands over what is under that key, and `part` has all that was given.
+    Writes pictures as `{"type": "image", "image": part}` and videos as `{"type": "video", "video": part}`, in one
+    conversation or several: transformers hands over what is under that key, and `part` has all that was given.
     """
     if isinstance(conversation, (list, tuple)):
         return [with_whole_parts(item) for item in conversation]

@@ -160,10 +160,7 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
         elif kwargs.get("num_frames") is not None:
             kwargs["fps"] = None
         by_rate = kwargs.get("fps") is not None or (self.fps is not None and kwargs.get("num_frames") is None)
-        if kwargs.get("max_frames") is not None and not by_rate:
-            raise ValueError(
-                f"`max_frames` = {kwargs['max_frames']} limits `fps`: give both, or `num_frames` for that many frames"
-            )
+        check_max_frames(kwargs.get("max_frames"), by_rate)
         return super().preprocess(videos, **kwargs)
 
     def sample_frames(
@@ -220,13 +217,17 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
             return sample_indices_fn
         if "num_frames" in own or "fps" in own:
             own = {"num_frames": None, "fps": None, **own}
-        return partial(sample_indices_fn or self.sample_frames, **own)
+        sample = partial(sample_indices_fn or partial(self.sample_frames, fps=self.fps), **own)
+        check_max_frames(own.get("max_frames"), by_rate=sample.keywords.get("fps") is not None)
+        return sample
 
     def _sample_in_memory(self, video, metadata: VideoMetadata | None, sample_indices_fn):
         metadata = metadata or VideoMetadata(total_num_frames=len(video))
         if sample_indices_fn is None or len(video) == 1 or is_list_of_files(video):
             if metadata.frames_indices is None and metadata.total_num_frames == len(video):
-                metadata.frames_indices = list(range(len(video)))  # otherwise frames were chosen before, none knows how
+                metadata.frames_indices = list(
+                    range(len(video))
+                )  # otherwise frames were chosen before, none knows how
             return video, metadata
         if metadata.total_num_frames != len(video):
             raise ValueError(f"video_metadata says {metadata.total_num_frames} frames, the video has {len(video)}")
@@ -372,6 +373,11 @@ def check_sampling(
     for name, count in (("num_frames", num_frames), ("max_frames", max_frames)):
         if count is not None and frames_per_clip is not None:
             check_frame_count(count, frames_per_clip, f"`{name}` = {count}")
+
+
+def check_max_frames(max_frames: int | None, by_rate: bool) -> None:
+    if max_frames is not None and not by_rate:
+        raise ValueError(f"`max_frames` = {max_frames} limits `fps`: give both, or `num_frames` for that many frames")
 
 
 # Frames → patches
@@ -579,7 +585,9 @@ def video_of(part: Mapping):
     if is_encoded(source):
         return EncodedVideo(source, **given, sampling=sampling)
     if given:
-        raise ValueError(f"{sorted(given)} choose a part of a file; frames that are in memory already are cut by slicing")
+        raise ValueError(
+            f"{sorted(given)} choose a part of a file; frames that are in memory already are cut by slicing"
+        )
     videos = _videos_in(source, depth=2)
     if len(videos) != 1:
         raise ValueError(f"a video of a message is one video, not {len(videos)}")
@@ -649,7 +657,9 @@ def list_metadata(video_metadata, videos: list) -> list[VideoMetadata | None]:
     flat = [entry for item in video_metadata for entry in (item if isinstance(item, (list, tuple)) else [item])]
     is_image = [isinstance(video, Picture) or getattr(video, "is_picture", False) for video in videos]
     if len(flat) != is_image.count(False):
-        raise ValueError(f"{is_image.count(False)} videos, but {len(flat)} entries of `video_metadata`: give one for each")
+        raise ValueError(
+            f"{is_image.count(False)} videos, but {len(flat)} entries of `video_metadata`: give one for each"
+        )
     for entry in filter(None, flat):
         if entry.get("total_num_frames") is None:
             raise ValueError(f"`video_metadata` needs `total_num_frames`, the video's own number of frames: {entry}")
