@@ -145,6 +145,8 @@ class VideoPandaProcessor(ProcessorMixin):
             ValueError: if there are not as many `<image>` as pictures and `<video>` as videos, or a text contains
                 `<row>`.
         """
+        if "images_kwargs" in kwargs:  # one processor prepares both
+            kwargs["videos_kwargs"] = {**kwargs.pop("images_kwargs"), **kwargs.get("videos_kwargs", {})}
         if literals is None or not literals.are_in(text):
             return super().__call__(images=images, text=text, videos=videos, **kwargs)
         with_offsets = {**kwargs, **literals.WITH_OFFSETS}
