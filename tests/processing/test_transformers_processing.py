@@ -64,7 +64,7 @@ class VideoPandaProcessorTest(processing.ProcessorTesterMixin, unittest.TestCase
         self.check_pictures_in_messages(2)
 
     def check_pictures_in_messages(self, batch_size):
-        """As the suite's, which expects one row of pixels for each picture; a row of ours is one of its 4×4 patches."""
+        """As the suite's, which expects a row of pixels for each picture; a row of ours is one of 4×4 patches."""
         files = processing.MODALITY_INPUT_DATA["images"][:batch_size]
         messages = [[{"role": "user", "content": [{"type": "image", "url": file}]}] for file in files]
         inputs = self.get_processor().apply_chat_template(messages, tokenize=True, return_dict=True, padding=True)

@@ -3,7 +3,7 @@
 from video_panda_hf.decoding import DecodeLimits, VideoDecodeError, VideoDecodeWarning, decode_video
 
 from .processing_video_panda import ROW_TOKEN, VIDEO_TOKEN, VideoPandaProcessor, read_template
-from .video_processing_video_panda import VideoPandaVideoProcessor
+from .video_processing_video_panda import SETTINGS, VideoPandaVideoProcessor
 
 
 # The conversation that the released model was trained on (Vicuna v1).
@@ -12,6 +12,7 @@ CHAT_TEMPLATE = read_template("vicuna")
 __all__ = [
     "CHAT_TEMPLATE",
     "ROW_TOKEN",
+    "SETTINGS",
     "VIDEO_TOKEN",
     "DecodeLimits",
     "VideoDecodeError",
