@@ -103,7 +103,7 @@ def test_rows_with_pictures_are_trained_on_as_they_are(folder):
     batch = VideoPandaDataCollator(processor)(rows)
     assert batch["video_grid_thw"].tolist() == [[1, 2, 2], [1, 2, 2], [4, 2, 2], [1, 2, 2]]
     alone = [processor(images=picture)["pixel_values_videos"] for picture in pictures]
-    first, _, video, last = batch["pixel_values_videos"].split([4, 4, 16, 4])
+    first, _, _, last = batch["pixel_values_videos"].split([4, 4, 16, 4])
     assert first.equal(alone[0]) and last.equal(alone[1])
     assert (batch["input_ids"] == processor.row_token_id).sum(-1).tolist() == [1, 0, 6]
     learnt = [processor.tokenizer.decode(labels[labels != -100]) for labels in batch["labels"]]
