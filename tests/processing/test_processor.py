@@ -72,6 +72,21 @@ def test_the_released_size_has_2184_tokens_for_a_square_video():
     assert expanded.count("<row>") == 8 * 16
 
 
+def test_engines_know_the_number_of_tokens_before_there_are_pixels(chatml):
+    sizes = [(4, 30, 100), (8, 56, 56), (1, 77, 20)]
+    videos = [np.zeros((*size, 3), np.uint8) for size in sizes]
+    inputs = chatml(text="<video>" * 3, videos=videos, do_sample_frames=False)
+    rows = [chatml.replace_video_token(inputs, i) for i in range(3)]
+    counts = chatml._get_num_multimodal_tokens(image_sizes=[sizes[2][1:]], video_sizes=sizes)
+    assert counts["num_video_tokens"] == [row.count("<video>") + row.count("<row>") for row in rows] == [16, 56, 5]
+    assert counts["num_image_tokens"] == counts["num_video_tokens"][2:]
+    assert counts["num_image_patches"] == [8]
+    larger = chatml._get_num_multimodal_tokens(video_sizes=sizes[:1], size={"longest_edge": 112})
+    assert larger["num_video_tokens"] == [4 * (1 + 2 * 5)] and larger["num_image_tokens"] is None
+    without_rows = processor_of(chatml_tokenizer(), use_row_tokens=False)
+    assert without_rows._get_num_multimodal_tokens(video_sizes=sizes[:1])["num_video_tokens"] == [12]
+
+
 def test_several_videos_and_prompts_take_their_videos_in_order(chatml):
     texts = ["<video> then <video>", "no video", "a picture <video>"]
     picture = Image.new("RGB", (56, 28))

@@ -2,7 +2,8 @@
 
 from video_panda_hf.decoding import DecodeLimits, VideoDecodeError, VideoDecodeWarning, decode_video
 
-from .processing_video_panda import ROW_TOKEN, VIDEO_TOKEN, VideoPandaProcessor, read_template
+from .processing_video_panda import ROW_TOKEN, VIDEO_TOKEN, VideoPandaProcessor
+from .templates import read_template
 from .video_processing_video_panda import SETTINGS, VideoPandaVideoProcessor
 
 

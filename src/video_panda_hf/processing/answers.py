@@ -2,35 +2,54 @@
 
 import re
 
+from transformers import BatchFeature
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .literals import shifted
+from .literals import WITH_OFFSETS, shifted
 
 
 GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 ANSWER_MARK = "\ue000"  # a private-use character that stands for an answer in `spans_by_marks`
 
 
-def masks(inputs, conversations: list, template: str, tokenizer, kwargs: dict) -> list[list[int]]:
+def with_mask(make, conversation, template: str, tokenizer, processor_kwargs: dict, kwargs: dict) -> BatchFeature:
     """
-    For each conversation, 1 for the tokens of its answers and their end, and 0 for all else.
+    The inputs of conversations with `assistant_masks`.
+
+    transformers finds answers by their position in the prompt. Version 5.16 ignores that the tokens of videos shift
+    it, and later versions need `{% generation %}`. This works with all of them.
 
     Args:
-        inputs (`BatchFeature`):
-            What the processor made of the conversations. Its `offset_mapping` and `text_replacement_offsets` are taken
-            out.
-        conversations (`list[list[dict]]`):
-            The messages of each.
+        make (`Callable`):
+            Makes the inputs, given `processor_kwargs`.
+        conversation (`list[dict]` or `list[list[dict]]`):
+            The messages, or a list of conversations.
         template (`str`):
             The chat template.
         tokenizer (`PreTrainedTokenizerBase`):
             Names the special tokens.
+        processor_kwargs (`dict`):
+            Settings of the processor.
         kwargs (`dict`):
-            Variables of the template.
+            Variables of the template, and `return_tensors`.
 
     Raises:
-        ValueError: for a template that has no `{% generation %}` and alters the answers.
+        ValueError: for `continue_final_message`, or for a template that has no `{% generation %}` and alters the
+            answers.
     """
+    if kwargs.get("continue_final_message"):
+        raise ValueError("continue_final_message is not compatible with return_assistant_tokens_mask.")
+    inputs = make(processor_kwargs={**processor_kwargs, **WITH_OFFSETS})
+    is_batched = isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "content")
+    found = masks(inputs, conversation if is_batched else [conversation], template, tokenizer, kwargs)
+    tensor_type = processor_kwargs.get("return_tensors") or kwargs.get("return_tensors")
+    inputs.update(BatchFeature({"assistant_masks": found}, None if tensor_type == "auto" else tensor_type))
+    return inputs
+
+
+def masks(inputs, conversations: list, template: str, tokenizer, kwargs: dict) -> list[list[int]]:
+    """For each conversation, 1 for the tokens of its answers and their end, and 0 for all else. Takes the offsets out
+    of the inputs."""
     special = "(?:" + "|".join(map(re.escape, tokenizer.all_special_tokens)) + ")"
     names = [name for name in kwargs if name != "return_tensors"]
     given = {**tokenizer.special_tokens_map, **{name: kwargs[name] for name in names}}

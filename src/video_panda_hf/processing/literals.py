@@ -29,7 +29,7 @@ def marked(messages):
 
 
 def are_in(text) -> bool:
-    texts = [text] if isinstance(text, str) else text or ()
+    texts = [text] if isinstance(text, str) else text
     return any(isinstance(prompt, str) and MARKED.search(prompt) for prompt in texts)
 
 

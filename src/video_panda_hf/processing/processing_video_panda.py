@@ -1,12 +1,11 @@
 """Text, pictures and videos → the inputs of Video-Panda: `<video>` becomes the tokens that its video takes up."""
 
-import copy
 import inspect
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 
-from transformers import AddedToken, AutoTokenizer, BatchFeature, ProcessingKwargs, ProcessorMixin
+from transformers import BatchFeature, ProcessingKwargs, ProcessorMixin
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, Unpack
 from transformers.video_utils import VideoInput
@@ -15,9 +14,9 @@ from .video_processing_video_panda import VideoPandaVideoProcessor
 
 
 try:
-    from video_panda_hf.processing import answers, literals
+    from video_panda_hf.processing import answers, literals, templates
 except ImportError:  # this file came with a checkpoint, and the package is not installed
-    answers = literals = None  # type: ignore[assignment]
+    answers = literals = templates = None  # type: ignore[assignment]
 
 IMAGE_TOKEN = "<image>"  # in prompts only: a picture is a video of one frame, so the model's token is `<video>`
 VIDEO_TOKEN = "<video>"
@@ -94,23 +93,10 @@ class VideoPandaProcessor(ProcessorMixin):
         Raises:
             ValueError: if the tokenizer has neither a padding nor an end-of-sequence token.
         """
-        if isinstance(tokenizer_or_path, (str, Path)):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_or_path)
-        else:
-            tokenizer = copy.deepcopy(tokenizer_or_path)
-        added = [AddedToken(token, special=True, normalized=False) for token in (VIDEO_TOKEN, ROW_TOKEN)]
-        tokenizer.add_tokens(added, special_tokens=True)
-        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # the latter is what is saved
-        if tokenizer.pad_token is None:
-            if tokenizer.eos_token is None:
-                raise ValueError("the tokenizer has neither a padding nor an end-of-sequence token: set `pad_token`")
-            tokenizer.pad_token = tokenizer.eos_token
-
-        if chat_template is None:
-            chat_template = template_with_videos(tokenizer.chat_template)
-        tokenizer.chat_template = None  # it would say nothing of videos
+        need_package(templates, "A new processor")
+        tokenizer, own_template = templates.for_videos(tokenizer_or_path, [VIDEO_TOKEN, ROW_TOKEN])
         video_processor = VideoPandaVideoProcessor(size={"longest_edge": image_size}, patch_size=patch_size, **kwargs)
-        return cls(video_processor, tokenizer, chat_template=chat_template, use_row_tokens=use_row_tokens)
+        return cls(video_processor, tokenizer, chat_template or own_template, use_row_tokens)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """As `ProcessorMixin`'s, without the `auto_map` that it leaves on the processor it has saved."""
@@ -147,7 +133,7 @@ class VideoPandaProcessor(ProcessorMixin):
         """
         if "images_kwargs" in kwargs:  # one processor prepares both
             kwargs["videos_kwargs"] = {**kwargs.pop("images_kwargs"), **kwargs.get("videos_kwargs", {})}
-        if literals is None or not literals.are_in(text):
+        if text is None or literals is None or not literals.are_in(text):
             return super().__call__(images=images, text=text, videos=videos, **kwargs)
         with_offsets = {**kwargs, **literals.WITH_OFFSETS}
         inputs = super().__call__(images=images, text=text, videos=videos, **with_offsets)
@@ -160,11 +146,9 @@ class VideoPandaProcessor(ProcessorMixin):
         pictures = self.video_processor.list_pictures(images)
         videos = self.video_processor.list_videos([] if videos is None else videos)
         _, text, _, _ = super().prepare_inputs_layout(text=text)
+        if text is None and not pictures and not videos:
+            raise ValueError(f"You need to provide at least one input to call {type(self).__name__}")
         if text is None:
-            if not pictures and not videos:
-                raise ValueError(
-                    f"You need to provide at least one input to call {type(self).__name__}: text, images or videos"
-                )
             return None, None, type(pictures)([*pictures, *videos]), None
         if not all(isinstance(prompt, str) for prompt in text):
             raise ValueError("`text` must be a string or a list of strings")
@@ -196,17 +180,7 @@ class VideoPandaProcessor(ProcessorMixin):
         return (self.video_token + row * (h // merge_size)) * t + self.after_video
 
     def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
-        """
-        The tokens that pictures and videos take up, for engines that plan ahead.
-
-        Args:
-            image_sizes (`list[tuple[int, int]]`, *optional*):
-                (height, width) of every picture.
-            video_sizes (`list[tuple[int, int, int]]`, *optional*):
-                (frames, height, width) of every video, after sampling.
-            kwargs:
-                Settings of the video processor, by name or under `videos_kwargs`.
-        """
+        """The tokens of pictures of (height, width) and of sampled videos of (frames, height, width), for engines."""
         settings = {**kwargs, **kwargs.get("videos_kwargs", {})}
         merge_size = settings.get("merge_size") or self.video_processor.merge_size
 
@@ -272,24 +246,12 @@ class VideoPandaProcessor(ProcessorMixin):
         processor_kwargs = {**settings, **(processor_kwargs or {})}
         if FLATTENED in template:  # an LLM's own template writes the special tokens itself
             processor_kwargs.setdefault("add_special_tokens", False)
-        arguments = {"chat_template": template, "tokenize": tokenize, "return_dict": return_dict, **kwargs}
-
+        arguments = {"chat_template": template, "tokenize": tokenize, "return_dict": return_dict}
         if not (tokenize and return_dict and return_assistant_tokens_mask):
-            return super().apply_chat_template(conversation, processor_kwargs=processor_kwargs, **arguments)
-
-        # transformers finds answers by their position in the prompt. Version 5.16 ignores that the tokens of videos
-        # shift it, and later versions need `{% generation %}`. What follows works with all of them.
-        if kwargs.get("continue_final_message"):
-            raise ValueError("continue_final_message is not compatible with return_assistant_tokens_mask.")
-        if answers is None:
-            raise ImportError("Masks of answers need the package video-panda-hf: `pip install video-panda-hf`.")
-        processor_kwargs |= {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
-        inputs = super().apply_chat_template(conversation, processor_kwargs=processor_kwargs, **arguments)
-        is_batched = isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "content")
-        tensor_type = processor_kwargs.get("return_tensors") or kwargs.get("return_tensors")
-        masks = answers.masks(inputs, conversation if is_batched else [conversation], template, self.tokenizer, kwargs)
-        inputs.update(BatchFeature({"assistant_masks": masks}, None if tensor_type == "auto" else tensor_type))
-        return inputs
+            return super().apply_chat_template(conversation, processor_kwargs=processor_kwargs, **arguments, **kwargs)
+        need_package(answers, "A mask of answers")
+        make = partial(super().apply_chat_template, conversation, **arguments, **kwargs)
+        return answers.with_mask(make, conversation, template, self.tokenizer, processor_kwargs, kwargs)
 
     def _chat_template(self, name_or_template: str | None) -> str:
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
@@ -305,6 +267,11 @@ class VideoPandaProcessor(ProcessorMixin):
         nested = self.valid_processor_kwargs.__annotations__
         names = {*nested, *nested["text_kwargs"].__annotations__, *self.video_processor.valid_kwargs.__annotations__}
         return {name: kwargs.pop(name) for name in (names - own) & set(kwargs)}
+
+
+def need_package(module, what: str) -> None:
+    if module is None:
+        raise ImportError(f"{what} needs the package video-panda-hf: `pip install video-panda-hf`.")
 
 
 def token_id(tokenizer, token: str) -> int:
@@ -330,26 +297,9 @@ def space_after_video(tokenizer) -> str:
     return " " if after != start and after_space == start else ""
 
 
-def template_with_videos(template: str | dict | None) -> str | dict:
-    """An LLM's chat template (or its named templates), for messages whose content is a list with videos."""
-    if isinstance(template, dict):
-        return {name: template_with_videos(text) for name, text in template.items()}
-    return read_template("vicuna") if template is None else read_template("flatten") + template
-
-
-def read_template(name: str) -> str:
-    """A file of `chat_templates`, after the macro that all of them use."""
-    files = [Path(__file__).parent / "chat_templates" / f"{stem}.jinja" for stem in ("content_to_text", name)]
-    if not files[0].is_file():  # this file came with a checkpoint
-        raise ImportError("A new chat template needs the package video-panda-hf: `pip install video-panda-hf`.")
-    return "".join(file.read_text(encoding="utf-8") for file in files)
-
-
 def with_whole_parts(conversation):
-    """
-    Writes pictures as `{"type": "image", "image": part}` and videos as `{"type": "video", "video": part}`, in one
-    conversation or several: transformers hands over what is under that key, and `part` has all that was given.
-    """
+    """Writes pictures as `{"type": "image", "image": part}`, videos as `{"type": "video", "video": part}`, in one
+    conversation or several: transformers hands over what is under that key, and `part` has all that was given."""
     if isinstance(conversation, (list, tuple)):
         return [with_whole_parts(item) for item in conversation]
     if not isinstance(conversation, Mapping) or not isinstance(conversation.get("content"), (list, tuple)):

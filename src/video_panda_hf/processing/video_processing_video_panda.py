@@ -117,6 +117,7 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     strict_decoding = True
     valid_kwargs = VideoPandaVideoProcessorKwargs
     model_input_names = ["pixel_values_videos", "video_grid_thw"]
+    temporal_patch_size = property(lambda self: self.frames_per_clip)  # engines call it so
 
     def __init__(self, **kwargs: Unpack[VideoPandaVideoProcessorKwargs]):
         check_sampling(**kwargs)
@@ -133,11 +134,6 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
 
     def list_pictures(self, images) -> list:
         return list_pictures(images)
-
-    @property
-    def temporal_patch_size(self) -> int:
-        """Engines' name of `frames_per_clip`: videos grow in steps of so many frames."""
-        return self.frames_per_clip
 
     def preprocess(self, videos, **kwargs: Unpack[VideoPandaVideoProcessorKwargs]) -> BatchFeature:
         videos = list_videos(videos)
@@ -224,10 +220,8 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     def _sample_in_memory(self, video, metadata: VideoMetadata | None, sample_indices_fn):
         metadata = metadata or VideoMetadata(total_num_frames=len(video))
         if sample_indices_fn is None or len(video) == 1 or is_list_of_files(video):
-            if metadata.frames_indices is None and metadata.total_num_frames == len(video):
-                metadata.frames_indices = list(
-                    range(len(video))
-                )  # otherwise frames were chosen before, none knows how
+            if metadata.total_num_frames == len(video):  # else they were chosen before, and only the caller knows how
+                metadata.frames_indices = list(range(len(video)))
             return video, metadata
         if metadata.total_num_frames != len(video):
             raise ValueError(f"video_metadata says {metadata.total_num_frames} frames, the video has {len(video)}")
@@ -462,12 +456,9 @@ def list_videos(videos) -> Videos:
     The videos that were handed over, in a flat list. Each is an `EncodedVideo`, a `Frames`, or an array or tensor of
     four dimensions.
 
-    Accepted are:
-
-    * one video: a file (path, URL, bytes, file object), a dictionary that names a part of a file, an array or tensor
-      (T, H, W, C), a picture, or a list of pictures, which are its frames;
-    * a list of videos, or an array or tensor of five dimensions;
-    * a list of such lists, one for each prompt. A list of strings in one of these names the pictures of one video.
+    Accepted are one video, a list of videos (or an array or tensor of five dimensions), and a list of such lists, one
+    for each prompt. A picture or a list of pictures is one video, its frames. A list of strings in a list of lists
+    names the pictures of one video.
 
     Raises:
         ValueError: for anything else, naming its type or shape.
@@ -476,18 +467,17 @@ def list_videos(videos) -> Videos:
 
 
 def list_pictures(images) -> Videos:
-    """The pictures that were handed over as `images`, however nested, as `list_videos` has videos: of one frame each.
-    A string is a path, a URL or base64."""
-    if images is None or isinstance(images, (list, tuple)):
-        return Videos(picture for item in images or () for picture in list_pictures(item))
-    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
-        return Videos(Picture([image]) for image in images)
-    if isinstance(images, Image.Image) or (isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim in (2, 3)):
-        return Videos([Picture([images])])
+    """The pictures handed over as `images`, however nested, in a flat list: each is a `Picture` or `EncodedVideo`."""
+    if images is None:
+        return Videos()
+    if isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4):
+        return Videos(picture for item in images for picture in list_pictures(item))
     if isinstance(images, Mapping):
-        return list_pictures(source_of(images, "image", ("image", "path", "url", "base64"))[0])
+        return list_pictures(source_of(images, "image", ("image", "path", "url", "base64"), {})[0])
     if is_encoded(images):
         return Videos([EncodedVideo(images, is_picture=True)])
+    if is_picture(images):
+        return Videos([Picture([images])])
     raise ValueError(
         "an image is a PIL image, an array, a tensor, or a picture file (path, URL, base64, bytes, binary file), not "
         f"{type(images).__name__}"
@@ -557,7 +547,7 @@ class EncodedVideo:
             raise ImportError(f"Parts in seconds, decode limits and damaged videos {NEED_THE_PACKAGE}")
         file = io.BytesIO(self.source) if isinstance(self.source, (bytes, bytearray, memoryview)) else self.source
         if self.is_picture or has_picture_name(file):
-            picture = plain_image(file) if self.is_picture else plain_picture(file)
+            picture = plain_picture(file, self.is_picture)
             return picture, VideoMetadata(1, height=picture.shape[1], width=picture.shape[2], frames_indices=[0])
         if isinstance(self.source, str) and ("://" in self.source or self.source.startswith("data:")):
             raise ImportError(f"Videos behind a URL {NEED_THE_PACKAGE}")
@@ -585,26 +575,23 @@ def video_of(part: Mapping):
     if is_encoded(source):
         return EncodedVideo(source, **given, sampling=sampling)
     if given:
-        raise ValueError(
-            f"{sorted(given)} choose a part of a file; frames that are in memory already are cut by slicing"
-        )
+        raise ValueError(f"{sorted(given)} choose a part of a file; frames in memory are cut by slicing")
     videos = _videos_in(source, depth=2)
     if len(videos) != 1:
         raise ValueError(f"a video of a message is one video, not {len(videos)}")
-    if not sampling:
-        return videos[0]
-    frames = Frames(videos[0])
-    frames.sampling = sampling
-    return frames
+    if sampling:
+        videos = [Frames(videos[0])]
+        videos[0].sampling = sampling
+    return videos[0]
 
 
-def source_of(part: Mapping, kind: str, keys: tuple, settings: Mapping = {}) -> tuple[Any, dict]:
+def source_of(part: Mapping, kind: str, keys: tuple, settings: Mapping) -> tuple[Any, dict]:
     """What stands under one of `keys`, and the settings beside it, by their own names."""
     given = {key: value for key, value in part.items() if value is not None and key != "type"}
     sources = [given.pop(key) for key in keys if key in given]
-    named = {settings[key]: value for key, value in given.items() if key in settings}
-    if unknown := sorted(set(given) - set(settings)):
+    if unknown := sorted(given.keys() - settings):
         raise ValueError(f"{unknown[0]!r} is no key of {kind}: there are {[*keys, *settings]}")
+    named = {settings[key]: value for key, value in given.items()}
     if len(sources) != 1 or len(named) < len(given):
         raise ValueError(f"{kind} has one of the keys {keys} and no setting twice, but this one has {sorted(part)}")
     for key, value in named.items():
@@ -620,17 +607,12 @@ PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 NEED_THE_PACKAGE = "need the package video-panda-hf: `pip install video-panda-hf`."
 
 
-def plain_picture(source: str | os.PathLike) -> np.ndarray:
-    """A picture file, (1, H, W, 3) uint8."""
-    with Image.open(source) as picture:
-        if getattr(picture, "is_animated", False):
+def plain_picture(source, is_image: bool = False) -> np.ndarray:
+    """A picture file, (1, H, W, 3) uint8. An image may also be a URL or base64, and of what moves it is the start."""
+    with load_image(source) if is_image and isinstance(source, str) else Image.open(source) as picture:
+        if getattr(picture, "is_animated", False) and not is_image:
             raise ImportError(f"Animated pictures {NEED_THE_PACKAGE}")
-        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))[None]
-
-
-def plain_image(source) -> np.ndarray:
-    """A picture as `transformers` loads it, the first frame of an animated one."""
-    return rgb_of(load_image(source if isinstance(source, str) else Image.open(source)))[None]
+        return rgb_of(picture)[None]
 
 
 def limits_of(given):
@@ -656,10 +638,8 @@ def list_metadata(video_metadata, videos: list) -> list[VideoMetadata | None]:
         video_metadata = [video_metadata]
     flat = [entry for item in video_metadata for entry in (item if isinstance(item, (list, tuple)) else [item])]
     is_image = [isinstance(video, Picture) or getattr(video, "is_picture", False) for video in videos]
-    if len(flat) != is_image.count(False):
-        raise ValueError(
-            f"{is_image.count(False)} videos, but {len(flat)} entries of `video_metadata`: give one for each"
-        )
+    if len(flat) != (count := is_image.count(False)):
+        raise ValueError(f"{count} videos, but {len(flat)} entries of `video_metadata`: give one for each")
     for entry in filter(None, flat):
         if entry.get("total_num_frames") is None:
             raise ValueError(f"`video_metadata` needs `total_num_frames`, the video's own number of frames: {entry}")
