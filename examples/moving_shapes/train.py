@@ -55,12 +55,12 @@ from video_panda_hf.training import (
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- for message in messages -%}
-  {%- if message['role'] == 'system' and loop.first -%}
-    {{- message['content'] ~ ' ' -}}
-  {%- elif message['role'] == 'user' -%}
+  {%- if message['role'] == 'user' -%}
     {{- 'USER: ' ~ message['content'] -}}
   {%- elif message['role'] == 'assistant' -%}
     {{- ' ASSISTANT:' -}}{%- generation -%}{{- ' ' ~ message['content'] | trim ~ eos_token -}}{%- endgeneration -%}
+  {%- elif message['role'] == 'system' and loop.first -%}
+    {{- message['content'] ~ ' ' -}}
   {%- else -%}
     {{- raise_exception('role ' ~ message['role'] ~ ': take user, assistant, and system for the first message') -}}
   {%- endif -%}

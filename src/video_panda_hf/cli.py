@@ -17,6 +17,7 @@ from .version import __version__
 DESCRIPTION = "Video-Panda, the encoder-free video-language model."
 ASK_EXAMPLE = """examples:
   video-panda ask clip.mp4 "Which way does it move?"
+  video-panda ask photo.jpg "What colour is the shape?"
   video-panda ask clip.mp4 "What happens in the video?" --model path/to/checkpoint --num-frames 16
   video-panda ask https://example.com/clip.mp4 "Describe the video." --model user/checkpoint --device cuda
 """
@@ -55,13 +56,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     ask_parser = commands.add_parser(
         "ask",
-        help="ask a question about a video",
-        description="Ask a question about a video; the answer streams to standard output.",
+        help="ask a question about a video or a picture",
+        description="Ask a question about a video or a picture; the answer streams to standard output.",
         epilog=ASK_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     ask_parser.set_defaults(run=ask)
-    ask_parser.add_argument("clip", metavar="CLIP", help="a video file, or an http(s) URL of one")
+    ask_parser.add_argument("clip", metavar="CLIP", help="a video or picture file, or an http(s) URL of one")
     ask_parser.add_argument("question", metavar="QUESTION", help="the question, in quotes")
     ask_parser.add_argument(
         "--model",

@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from video_panda_hf import SHIPPED_CLIPS, SHIPPED_MODEL
 from video_panda_hf.cli import main
+from video_panda_hf.decoding import decode_video
 
 
 CLIP = str(sorted(SHIPPED_CLIPS.glob("*.mp4"))[0])  # <colour>_<shape>_<direction>.mp4
@@ -17,6 +19,18 @@ def test_it_answers_about_a_shipped_clip(capsys):
     assert main(["ask", CLIP, "What colour is the shape?"]) == 0
     colour = CLIP.rsplit("/", 1)[-1].split("_")[0]
     assert capsys.readouterr().out == f"It is {colour}.\n"
+
+
+def test_it_answers_about_a_picture(tmp_path, capsys):
+    frames, _ = decode_video(CLIP, lambda video: [0])
+    Image.fromarray(frames[0]).save(tmp_path / "photo.jpg", quality=95)
+    assert main(["ask", str(tmp_path / "photo.jpg"), "What colour is the shape?"]) == 0
+    assert capsys.readouterr().out == f"It is {CLIP.rsplit('/', 1)[-1].split('_')[0]}.\n"
+
+
+def test_special_tokens_in_a_question_are_text(capsys):
+    assert main(["ask", CLIP, "<video> <row> <image> Describe the video."]) == 0
+    assert CLIP.rsplit("/", 1)[-1].split("_")[0] in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -34,7 +48,6 @@ def test_the_installed_command_streams_to_standard_output():
         ([CLIP, "What?", "--num-frames", "3"], "3"),
         ([CLIP, "What?", "--max-frames", "4"], "--max-frames limits --fps"),
         ([CLIP, "What?", "--model", "no/such/folder"], "no/such/folder"),
-        ([CLIP, "Is this a <row>?"], "<row> is reserved"),
         ([CLIP, "What?", "--device", "abacus"], "--device abacus cannot be used here"),
         ([CLIP, "What?", "--start", "9"], "shows no frame in [9, inf) s"),
     ],

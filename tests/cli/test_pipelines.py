@@ -11,10 +11,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from transformers import AutoProcessor, pipeline
 from transformers.pipelines.image_text_to_text import Chat
 
 from video_panda_hf import SHIPPED_CLIPS, SHIPPED_MODEL
+from video_panda_hf.decoding import decode_video
 
 
 QUESTION = {"type": "text", "text": "Describe the video."}
@@ -36,6 +38,50 @@ def test_a_pipeline_answers_about_videos_in_chat_format(task, capfd):
     full = ask(text=conversation(CLIPS["red"]), max_new_tokens=20)[0]["generated_text"]
     assert full[-1] == {"role": "assistant", "content": alone[0]["generated_text"]}
     assert "not supported" not in capfd.readouterr().err
+
+
+WHICH_COLOUR = {"type": "text", "text": "What colour is the shape?"}
+SHOWN = "<s>USER: <image>\nWhat colour is the shape? ASSISTANT:"
+
+
+def photo(clip: str) -> Image.Image:
+    frames, _ = decode_video(clip, lambda video: [0])
+    return Image.fromarray(frames[0])
+
+
+def save_photos(folder: Path) -> dict[str, str]:
+    for colour, clip in CLIPS.items():
+        photo(clip).save(folder / f"{colour}.png")
+    return {colour: str(folder / f"{colour}.png") for colour in CLIPS}
+
+
+@pytest.mark.parametrize("task", ["image-text-to-text", "any-to-any"])
+def test_a_pipeline_answers_about_pictures_in_its_three_ways(task, tmp_path):
+    ask = pipeline(task, model=str(SHIPPED_MODEL))
+    options = {"max_new_tokens": 20, "return_full_text": False}
+    photos = save_photos(tmp_path)
+    expected = list(CLIPS)
+
+    def named(answers) -> list[str]:
+        """The one colour that each answer names."""
+        texts = [(answer[0] if isinstance(answer, list) else answer)["generated_text"] for answer in answers]
+        return [",".join(colour for colour in CLIPS if colour in text) for text in texts]
+
+    # A picture and a text, then several, by path and as PIL images
+    load = str if task == "image-text-to-text" else Image.open  # any-to-any hands over what it is given
+    assert named(ask(images=load(photos["red"]), text=SHOWN, **options)) == ["red"]
+    pictures = [photo(clip) for clip in CLIPS.values()]
+    assert named(ask(images=pictures, text=[SHOWN] * len(pictures), **options)) == expected
+
+    # Messages, alone and in batches, with a video among them
+    def chat(part):
+        return [{"role": "user", "content": [part, WHICH_COLOUR]}]
+
+    assert named(ask(text=chat({"type": "image", "url": photos["red"]}), **options)) == ["red"]
+    chats = [chat({"type": "image", "image": picture}) for picture in pictures] + [
+        chat({"type": "video", "path": CLIPS["red"]})
+    ]
+    assert named(ask(text=chats, batch_size=2, **options)) == [*expected, "red"]
 
 
 def test_a_pipeline_passes_on_video_windows_and_processor_settings():
@@ -91,16 +137,30 @@ def is_up(address: str) -> bool:
         return False
 
 
-def test_the_server_answers_about_a_video(server):
-    data = base64.b64encode(Path(CLIPS["red"]).read_bytes()).decode()
-    for url in (CLIPS["red"], f"data:video/mp4;base64,{data}"):
-        video = {"type": "video_url", "video_url": {"url": url}}
-        body = {"model": str(SHIPPED_MODEL), "messages": [{"role": "user", "content": [video, QUESTION]}]}
+def test_the_server_answers_about_a_video(server, tmp_path):
+    def ask(*content) -> dict:
+        body = {"model": str(SHIPPED_MODEL), "messages": [{"role": "user", "content": list(content)}]}
         request = urllib.request.Request(
             f"{server}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        answer = json.load(urllib.request.urlopen(request, timeout=60))
-        assert "red" in answer["choices"][0]["message"]["content"]
+        return json.load(urllib.request.urlopen(request, timeout=60))
+
+    def text(answer: dict) -> str:
+        return answer["choices"][0]["message"]["content"].strip()
+
+    picture = save_photos(tmp_path)["red"]
+    data = base64.b64encode(Path(picture).read_bytes()).decode()
+    for url in (picture, f"data:image/png;base64,{data}"):
+        assert text(ask({"type": "image_url", "image_url": {"url": url}}, WHICH_COLOUR)) in (
+            "It is red.",
+            "They are red.",
+        )
+    data = base64.b64encode(Path(CLIPS["red"]).read_bytes()).decode()
+    for url in (CLIPS["red"], f"data:video/mp4;base64,{data}"):
+        video = {"type": "video_url", "video_url": {"url": url}}
+        assert "red" in text(ask(video, {"type": "text", "text": "<video> and <row>: describe the video."}))
+        answer = ask(video, QUESTION)
+        assert "red" in text(answer)
     processor = AutoProcessor.from_pretrained(SHIPPED_MODEL)
     expected = processor.apply_chat_template(
         conversation(CLIPS["red"]), tokenize=True, return_dict=True, add_generation_prompt=True

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -31,7 +32,7 @@ from helpers.reference_checkpoint import (
     to_patches,
     write_reference,
 )
-from video_panda_hf import conversion
+from video_panda_hf import VideoPandaForConditionalGeneration, conversion
 from video_panda_hf.conversion import ConversionError, convert_checkpoint, files, main
 
 
@@ -182,6 +183,61 @@ def test_eve_fills_what_it_has_and_the_rest_gets_fixed_initial_values(tmp_path, 
     assert first[PREFIX + "lste.reduce.weight"].std() > 0
     assert "initial values" in caplog.text and PREFIX + "gstra.query" in caplog.text
     assert torch.isfinite(video_logits(load(tmp_path / "a"))).all()
+
+
+@pytest.mark.parametrize("is_eve", [True, False])
+def test_the_golden_picture_goes_through_processor_and_model(tmp_path, is_eve):
+    """The golden files have the picture's pixels after its resizing, so that is the one step which is left out here;
+    the size it leads to is checked."""
+    tensors, cases = golden()
+    made_of = {"tensors": eve_tensors(), "model_type": "eve"} if is_eve else {}
+    folder = convert_checkpoint(write_reference(tmp_path / "source", **made_of), tmp_path / "converted", quiet=True)
+    processor = AutoProcessor.from_pretrained(folder)
+    model = VideoPandaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    case, (pixels,) = cases["image"], tensors["image.pixels"]
+    messages = [{"role": "user", "content": [{"type": "image", "image": pixels}, {"type": "text", "text": "What?"}]}]
+    as_it_is = {"do_resize": False, "do_rescale": False, "do_normalize": False}
+    inputs = processor.apply_chat_template(
+        messages,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs=as_it_is,
+    )
+    assert inputs["video_grid_thw"].tolist() == [[1, case["rows"], case["cols"]]]
+    source = Image.new("RGB", case["source"])
+    assert processor(images=source)["video_grid_thw"].tolist() == [[1, case["rows"], case["cols"]]]
+
+    grids = inputs["video_grid_thw"]
+    (features,) = model.get_video_features(inputs["pixel_values_videos"], grids).pooler_output
+    assert (features - tensors["image.features"][0]).abs().max() <= 1e-5
+    h, w = case["token_grid"]
+    tokens = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
+    start, end = tokens.index("<video>"), len(tokens) - tokens[::-1].index("<row>")
+    assert tokens[start:end] == ["<video>"] + h * (w * ["<video>"] + ["<row>"]) and len(features) == end - start
+    assert tokens[start - 6 : start] == ["U", "S", "E", "R", ":", "▁"]
+    assert tokens[end : end + 4] == ["▁", "<0x0A>", "W", "h"]
+    assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] > end
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        ({"model_type": "eve"}, 672),
+        ({"model_type": "eve", "mm_vision_tower": "openai/eve-patch14-anypixel-1344"}, 1344),
+        ({"model_type": "eve", "mm_vision_tower": "openai/eve-patch14-anypixel-1344", "image_size": 64}, 64),
+        ({"model_type": "videopanda"}, 32 * 4),
+    ],
+)
+def test_eve_takes_pictures_of_its_own_size(tmp_path, config, size):
+    source = write_reference(tmp_path / "source", eve_tensors() if config["model_type"] == "eve" else None)
+    flat = json.loads((source / "config.json").read_text())
+    del flat["image_size"]
+    (source / "config.json").write_text(json.dumps({**flat, **config}))
+    folder = convert_checkpoint(source, tmp_path / "converted", quiet=True)
+    assert VideoPandaForConditionalGeneration.from_pretrained(folder).config.vision_config.image_size == size
+    assert AutoProcessor.from_pretrained(folder).video_processor.size["longest_edge"] == size
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ videos.
 
 import os
 import unittest
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -29,6 +30,10 @@ stacked_videos_only = pytest.mark.skipif(
 
 class VideoPandaProcessorTest(processing.ProcessorTesterMixin, unittest.TestCase):
     processor_class = VideoPandaProcessor
+    images_input_name = videos_input_name = "pixel_values_videos"
+
+    def get_subprocessor_name(self, modality, attributes):  # a picture is a video of one frame
+        return super().get_subprocessor_name("videos" if modality == "images" else modality, attributes)
 
     @classmethod
     def _setup_from_components(cls):
@@ -49,6 +54,38 @@ class VideoPandaProcessorTest(processing.ProcessorTesterMixin, unittest.TestCase
     @stacked_videos_only
     def test_apply_chat_template_video_frame_sampling(self):
         super().test_apply_chat_template_video_frame_sampling()
+
+    # Pictures. The suite looks for an image processor; ours are prepared by the video processor. What stays skipped is
+    # `test_args_overlap_kwargs`, which loads an image processor, and all that is about sound.
+    def test_apply_chat_template_image_0(self):
+        self.check_pictures_in_messages(1)
+
+    def test_apply_chat_template_image_1(self):
+        self.check_pictures_in_messages(2)
+
+    def check_pictures_in_messages(self, batch_size):
+        """As the suite's, which expects a row of pixels for each picture; a row of ours is one of 4×4 patches."""
+        files = processing.MODALITY_INPUT_DATA["images"][:batch_size]
+        messages = [[{"role": "user", "content": [{"type": "image", "url": file}]}] for file in files]
+        inputs = self.get_processor().apply_chat_template(messages, tokenize=True, return_dict=True, padding=True)
+        self.assertEqual(inputs["video_grid_thw"].tolist(), [[1, 4, 4]] * batch_size)
+        self.assertEqual(inputs["pixel_values_videos"].shape, (16 * batch_size, 588))
+        self.assertEqual(
+            [ids.count(self.get_processor().row_token_id) for ids in inputs["input_ids"]], [2] * batch_size
+        )
+
+    def test_processor_text_has_no_visual(self):
+        with patch.object(VideoPandaProcessor, "image_processor", None, create=True):
+            super().test_processor_text_has_no_visual()
+
+    def test_get_num_multimodal_tokens_matches_processor_call(self):
+        of_two = VideoPandaProcessor.create_mm_token_type_ids
+
+        def of_one(self, ids):  # a picture's tokens are `<video>`, of type 2; the suite sums up ones
+            return [[kind // 2 for kind in row] for row in of_two(self, ids)]
+
+        with patch.object(VideoPandaProcessor, "create_mm_token_type_ids", of_one):
+            super().test_get_num_multimodal_tokens_matches_processor_call()
 
     # The suite runs these where torchcodec is installed. Our videos are decoded without.
     @stacked_videos_only

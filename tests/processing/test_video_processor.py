@@ -520,3 +520,31 @@ def test_a_video_can_be_processed_on_the_gpu(small):
     assert on_gpu["pixel_values_videos"].is_cuda
     difference = (pixels(on_gpu.to("cpu")) - pixels(small(video, num_frames=4))).abs()
     assert (difference < 1.01).float().mean() >= 0.99
+
+
+# What engines ask for
+
+
+def test_frames_that_are_sampled_already_keep_the_metadata_of_their_file(small):
+    clip = np.zeros((4, 28, 28, 3), np.uint8)
+    known = {"total_num_frames": 100, "fps": 25, "frames_indices": [0, 30, 60, 90]}
+    for metadata, indices in [(known, [0, 30, 60, 90]), ({"total_num_frames": 100, "fps": 25}, None)]:
+        given = {"video_metadata": [metadata], "do_sample_frames": False, "return_metadata": True}
+        (kept,) = small(clip, **given)["video_metadata"]
+        assert (kept.total_num_frames, kept.fps, kept.frames_indices) == (100, 25, indices)
+    with pytest.raises(ValueError, match="video_metadata says 100 frames, the video has 4"):
+        small(clip, video_metadata=[known])
+
+
+def test_inputs_are_numpy_arrays_or_cast_without_touching_the_grids(small):
+    clip = np.zeros((4, 28, 28, 3), np.uint8)
+    arrays, tensors = small(clip, return_tensors="np"), small(clip, return_tensors="pt")
+    assert all(isinstance(array, np.ndarray) for array in arrays.values())
+    assert arrays["pixel_values_videos"].dtype == np.float32 and arrays["video_grid_thw"].dtype == np.int64
+    cast = tensors.to(torch.bfloat16)
+    assert cast["pixel_values_videos"].dtype == torch.bfloat16 and cast["video_grid_thw"].dtype == torch.int64
+
+
+def test_engines_find_the_step_of_frame_counts(small):
+    assert small.temporal_patch_size == small.frames_per_clip == 4
+    assert "temporal_patch_size" not in small.to_dict()

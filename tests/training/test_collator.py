@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
@@ -82,6 +83,39 @@ def bad(folder, name="bad"):
 
 
 # What a batch holds
+
+
+def test_rows_with_pictures_are_trained_on_as_they_are(folder):
+    processor = VideoPandaProcessor.from_text_pretrained(chatml_tokenizer(), image_size=28, num_frames=4)
+    pictures = [Image.new("RGB", (28, 28), colour) for colour in ("red", "blue")]
+    for number, picture in enumerate(pictures):
+        picture.save(folder / f"{number}.png")
+    rows = [
+        {"image": "0.png", "messages": [user("<image>What?"), assistant("Red.")]},
+        {"messages": [user("What is an <image>?"), assistant("A <row> of pixels.")]},
+        {
+            "images": ["0.png", "1.png"],
+            "video": "square.mp4",
+            "messages": [user("<image><video><image>What?"), assistant("Three.")],
+        },
+    ]
+    rows = list(load_conversations(rows, folder))
+    batch = VideoPandaDataCollator(processor)(rows)
+    assert batch["video_grid_thw"].tolist() == [[1, 2, 2], [1, 2, 2], [4, 2, 2], [1, 2, 2]]
+    alone = [processor(images=picture)["pixel_values_videos"] for picture in pictures]
+    first, _, _, last = batch["pixel_values_videos"].split([4, 4, 16, 4])
+    assert first.equal(alone[0]) and last.equal(alone[1])
+    assert (batch["input_ids"] == processor.row_token_id).sum(-1).tolist() == [1, 0, 6]
+    learnt = [processor.tokenizer.decode(labels[labels != -100]) for labels in batch["labels"]]
+    assert learnt == ["Red.<|im_end|>", "A <row> of pixels.<|im_end|>", "Three.<|im_end|>"]
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
 
 
 def test_a_batch_checked_by_hand(processor, folder):

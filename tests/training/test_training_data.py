@@ -38,7 +38,7 @@ def plain(row, folder):
     """The messages of a row, short: a video as <its path in the folder>."""
     return [
         [
-            f"<{part['video'].removeprefix(str(folder) + '/')}>" if part["video"] else part["text"]
+            part["text"] or f"<{(part['video'] or part['image']).removeprefix(str(folder) + '/')}>"
             for part in m["content"]
         ]
         for m in row["messages"]
@@ -103,6 +103,22 @@ def test_messages_keep_their_order_and_take_videos_from_parts_or_columns(folder)
     assert (window["start"], window["end"], window["indices"]) == (1.0, 2.5, None)
 
 
+def test_pictures_stay_pictures_and_settings_beside_videos_stay(folder):
+    rows = [
+        {"image": "p.png", "messages": messages("<image>What is a <row>?", "A dot.")},
+        {"images": ["p.png"], "video": "a.mp4", "conversations": turns("<video><image>\nAlike?", "No.")},
+        {"messages": messages([{"type": "image", "path": "p.png"}, {"type": "text", "text": "What?"}], "A dot.")},
+        {"messages": messages([{"type": "video", "video": "a.mp4", "nframes": 16, "video_start": 1}], "A ball.")},
+    ]
+    dataset = load_conversations(write(folder / "data.jsonl", rows))
+    parts = [[{k: v for k, v in p.items() if v is not None} for p in r["messages"][0]["content"]] for r in dataset]
+    picture, clip = str(folder / "p.png"), str(folder / "a.mp4")
+    assert parts[0] == [{"type": "image", "image": picture}, {"type": "text", "text": "What is a <row>?"}]
+    assert parts[1][:2] == [{"type": "video", "video": clip}, {"type": "image", "image": picture}]
+    assert parts[2][0] == parts[0][0]
+    assert parts[3] == [{"type": "video", "video": clip, "num_frames": 16, "start": 1.0}]
+
+
 def test_every_kind_of_source_gives_the_same_rows(folder):
     question = [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "What?"}]
     rows = [{"id": "0", "video": None, "messages": messages(question, [{"type": "text", "text": "A ball."}])}] * 3
@@ -164,6 +180,8 @@ BAD = {
         {"messages": messages([{"type": "audio"}], "A ball.")},
         {"messages": messages([{"type": "text"}], "A ball.")},
         {"messages": messages([{"type": "video", "video": {"bytes": 1}}], "A ball.")},
+        {"messages": messages([{"type": "video", "video": "a.mp4", "n_frames": 8}], "A ball.")},
+        {"messages": messages([{"type": "image", "image": "p.png", "start": 1}], "A dot.")},
         {"conversations": [{"from": "tool", "value": "What?"}]},
         {"video": "a.mp4", "conversations": turns("What?", "<video>")},
     ],
@@ -177,8 +195,10 @@ BAD = {
         {"video": ["a.mp4", "b.mp4"], "conversations": turns("<video>\nWhat?", "A ball.")},
         {"messages": messages([{"type": "video"}], "A ball.")},
     ],
-    "with the reserved <row>": [{"messages": messages("a <row> b", "A ball.")}],
-    "with a missing file": [{"video": "none.mp4", "conversations": turns("<video>\nWhat?", "A ball.")}],
+    "with a missing file": [
+        {"video": "none.mp4", "conversations": turns("<video>\nWhat?", "A ball.")},
+        {"image": "none.png", "conversations": turns("<image>\nWhat?", "A ball.")},
+    ],
 }
 
 

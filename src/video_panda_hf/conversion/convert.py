@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import glob
 import logging
+import re
 import shutil
 import signal
 import sys
@@ -58,6 +59,7 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CANVAS_PATCHES = 32  # side of the canvas in all released models
+EVE_IMAGE_SIZE = 672
 
 UNFINISHED = ".unfinished"  # suffix of the temporary folder
 
@@ -98,7 +100,8 @@ def convert_checkpoint(
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`):
             Maximum size of a weights file, in bytes or like `"5GB"`.
         image_size (`int`, *optional*):
-            Side of the canvas, in pixels. Defaults to `image_size` in the config, or else 32 patches.
+            Side of the canvas, in pixels. Defaults to `image_size` in the config, or else 32 patches; for EVE the size
+            that `mm_vision_tower` names, or else 672.
         keep_distillation_head (`bool`, *optional*, defaults to `False`):
             Whether to write `distillation_head.safetensors` too, to continue training with it.
         quiet (`bool`, *optional*, defaults to `False`):
@@ -210,11 +213,19 @@ def build_vision_config(flat_config: dict, copies: dict, image_size: int | None)
         raise ConversionError(
             f"{weight} has shape {weight.shape}, but `video_hidden_size` is {flat_config['video_hidden_size']}."
         )
-    image_size = image_size or flat_config.get("image_size") or CANVAS_PATCHES * patch_size
+    image_size = image_size or flat_config.get("image_size") or default_image_size(flat_config, patch_size)
     try:
         return VideoPandaVisionConfig(hidden_size=hidden_size, patch_size=patch_size, image_size=image_size)
     except (ValueError, StrictDataclassError) as error:
         raise ConversionError(f"The sizes of STAB are impossible: {error}") from error
+
+
+def default_image_size(flat_config: dict, patch_size: int) -> int:
+    """EVE's is in the name of its image processor: 672, or 1344 for EVE-7B-HD."""
+    if flat_config["model_type"] != "eve":
+        return CANVAS_PATCHES * patch_size
+    named = re.search(r"-anypixel-(\d+)/?$", str(flat_config.get("mm_vision_tower", "")))
+    return int(named[1]) if named else EVE_IMAGE_SIZE
 
 
 def build_processor(

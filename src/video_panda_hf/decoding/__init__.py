@@ -17,7 +17,7 @@ from .errors import (
     VideoNotFoundError,
     VideoUnreadableError,
 )
-from .pictures import decode_picture
+from .pictures import decode_image, decode_picture, rgb_of
 from .sources import VideoSource
 from .video import decode_video, decode_video_or_picture
 
@@ -35,7 +35,9 @@ __all__ = [
     "VideoNotFoundError",
     "VideoSource",
     "VideoUnreadableError",
+    "decode_image",
     "decode_picture",
     "decode_video",
     "decode_video_or_picture",
+    "rgb_of",
 ]

@@ -1,5 +1,6 @@
 """Decodes pictures with Pillow, which handles their orientation and bit depth."""
 
+import base64
 import os
 import re
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from typing import BinaryIO, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers.video_utils import VideoMetadata
 
 from .errors import (
     Budget,
@@ -14,16 +16,19 @@ from .errors import (
     DecodeLimits,
     NotAVideoError,
     VideoDecodeError,
+    VideoLimitError,
     VideoUnreadableError,
     check_picture_size,
     errors_of,
 )
 from .readers import FrameReader, open_reader
-from .sources import Look, VideoSource, as_file, describe, is_url, look_at, open_source
+from .sources import Look, VideoSource, as_file, describe, is_data_url, is_url, look_at, open_source
 
 
 PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's names
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+FORMATS_OF_OTHER_PROGRAMS = {"EPS"}  # Pillow has them read by Ghostscript
+SHORTEST_PICTURE = 32  # bytes
 PICTURE_START = re.compile(rb"BM|\xff\xd8\xff|\x89PNG|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL)
 
 
@@ -52,6 +57,52 @@ def decode_picture(source: VideoSource, limits: DecodeLimits | None = None) -> n
     return picture
 
 
+def decode_image(source: VideoSource, limits: DecodeLimits | None = None) -> tuple[np.ndarray, VideoMetadata]:
+    """
+    Decodes an image: one picture, in any format that Pillow reads by itself. An animated one gives its first frame.
+
+    Args:
+        source (`str`, `os.PathLike`, `bytes`, `bytearray`, `memoryview` or `BinaryIO`):
+            See `decode_video`. A string may also be base64.
+        limits (`DecodeLimits`, *optional*):
+            Limits of size and time. Defaults to `DecodeLimits()`.
+
+    Returns:
+        `tuple[np.ndarray, VideoMetadata]`: uint8 RGB of shape `(1, height, width, 3)`, upright, without alpha; and its
+        metadata as a video of one frame.
+
+    Raises:
+        NotAVideoError: If the source is not a picture.
+        VideoDecodeError: If the picture cannot be decoded. The subclass tells why.
+    """
+    source = bytes_of_base64(source)
+    budget = Budget(describe(source), limits or DecodeLimits())
+    Image.init()
+    formats = sorted(set(Image.OPEN) - FORMATS_OF_OTHER_PROGRAMS)
+    with open_source(source, budget) as readable, errors_of(budget.video), as_file(readable) as file:
+        try:
+            picture = Image.open(file, formats=formats)
+        except UnidentifiedImageError as error:
+            raise NotAVideoError(f"{budget.video}: is not a picture in a format that Pillow reads.") from error
+        except Image.DecompressionBombError as error:
+            raise VideoLimitError(f"{budget.video}: {error}") from error
+        except (SyntaxError, ValueError) as error:
+            raise CorruptVideoError(f"{budget.video}: cannot be read as a picture ({error}).") from error
+        pixels = pixels_of(picture, budget)
+    return pixels, metadata_of(pixels)
+
+
+def bytes_of_base64(source: VideoSource) -> VideoSource:
+    """The file in a string of base64, as `transformers.image_utils.load_image` takes it. All else stays as it is."""
+    if not isinstance(source, str) or is_url(source) or is_data_url(source) or os.path.exists(source):
+        return source
+    try:
+        data = base64.b64decode("".join(source.split()), validate=True)
+    except ValueError:
+        return source
+    return data if len(data) >= SHORTEST_PICTURE else source  # a short name of a missing file may look like base64
+
+
 def read_picture(readable: str | BinaryIO, look: Look, budget: Budget, may_be_mjpeg: bool) -> np.ndarray | None:
     """
     The picture in what `open_source` yields, (1, height, width, 3) uint8 RGB, upright, without alpha; `None` if it is
@@ -68,20 +119,32 @@ def read_picture(readable: str | BinaryIO, look: Look, budget: Budget, may_be_mj
             raise CorruptVideoError(f"{budget.video}: cannot be read as a picture ({error}).") from error
         if picture.format in ("PNG", "WEBP") and getattr(picture, "is_animated", False):
             return None
-        check_picture_size(budget.video, picture.height, picture.width, budget.limits)
+        pixels = pixels_of(picture, budget)
         is_jpeg = picture.format == "JPEG"
-        try:
-            pixels = eight_bits(ImageOps.exif_transpose(picture))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise CorruptVideoError(
-                f"{budget.video}: cannot be read as a picture ({error}). Check that the file is complete."
-            ) from error
     if is_jpeg and may_be_mjpeg and is_raw_mjpeg(readable, look, budget):
         return None
-    return pixels[None]
+    return pixels
 
 
-def eight_bits(picture: Image.Image) -> np.ndarray:
+def pixels_of(picture: Image.Image, budget: Budget) -> np.ndarray:
+    check_picture_size(budget.video, picture.height, picture.width, budget.limits)
+    try:
+        return rgb_of(picture)[None]
+    except (EOFError, OSError, SyntaxError, ValueError) as error:
+        raise CorruptVideoError(
+            f"{budget.video}: cannot be read as a picture ({error}). Check that the file is complete."
+        ) from error
+
+
+def metadata_of(picture: np.ndarray) -> VideoMetadata:
+    """The metadata of a picture (1, height, width, 3) as a video."""
+    _, height, width, _ = picture.shape
+    return VideoMetadata(1, height=height, width=width, frames_indices=[0], video_backend="pillow")
+
+
+def rgb_of(picture: Image.Image) -> np.ndarray:
+    """The pixels of a PIL picture, (height, width, 3) uint8: upright, without alpha, 16 bits scaled to 8."""
+    picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16 bits: `convert` would clip
         picture = Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
     return np.array(picture.convert("RGB"))

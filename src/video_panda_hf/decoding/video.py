@@ -13,7 +13,7 @@ import numpy as np
 from transformers.video_utils import VideoMetadata
 
 from .errors import Budget, DecodeLimits, VideoFrameError, check_limit, decoders_end_here, errors_of
-from .pictures import FolderReader, is_folder, read_picture
+from .pictures import FolderReader, is_folder, metadata_of, read_picture
 from .readers import FrameReader, open_reader
 from .sources import VideoSource, describe, look_at, open_source
 
@@ -139,7 +139,7 @@ def _decode_video(
             look = look_at(readable)
             picture = None if pictures is None else read_picture(readable, look, budget, **pictures)
         if picture is not None:
-            return picture, _metadata_of_picture(picture)
+            return picture, metadata_of(picture)
         with open_reader(readable, look, budget, all_times=window != (None, None)) as reader:
             return _read(reader, sample_indices_fn, window)
 
@@ -160,11 +160,6 @@ def _read(
 def _always(indices: Sequence[int]) -> SampleIndicesFn:
     numbers = [index(number) for number in indices]
     return lambda _: numbers
-
-
-def _metadata_of_picture(picture: np.ndarray) -> VideoMetadata:
-    _, height, width, _ = picture.shape
-    return VideoMetadata(1, height=height, width=width, frames_indices=[0], video_backend="pillow")
 
 
 def _window(reader: FrameReader, start: float | None, end: float | None) -> tuple[int, int, float | None]:

@@ -4,7 +4,7 @@ from video_panda_hf.decoding import DecodeLimits, VideoDecodeError, VideoDecodeW
 
 from .processing_video_panda import ROW_TOKEN, VIDEO_TOKEN, VideoPandaProcessor
 from .templates import read_template
-from .video_processing_video_panda import VideoPandaVideoProcessor, rgb_frames
+from .video_processing_video_panda import SETTINGS, VideoPandaVideoProcessor, rgb_frames
 
 
 # The conversation that the released model was trained on (Vicuna v1).
@@ -13,6 +13,7 @@ CHAT_TEMPLATE = read_template("vicuna")
 __all__ = [
     "CHAT_TEMPLATE",
     "ROW_TOKEN",
+    "SETTINGS",
     "VIDEO_TOKEN",
     "DecodeLimits",
     "VideoDecodeError",

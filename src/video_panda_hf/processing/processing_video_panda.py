@@ -1,35 +1,38 @@
-"""Text and videos → the inputs of Video-Panda: `<video>` in a prompt becomes the tokens that its video takes up."""
+"""Text, pictures and videos → the inputs of Video-Panda: `<video>` becomes the tokens that its video takes up."""
 
-import copy
 import inspect
-from pathlib import Path
+import re
+from collections.abc import Mapping
+from functools import partial
 
-from transformers import AddedToken, AutoTokenizer, BatchFeature, ProcessingKwargs, ProcessorMixin
-from transformers.processing_utils import Unpack
+from transformers import BatchFeature, ProcessingKwargs, ProcessorMixin
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import MultiModalData, Unpack
 from transformers.video_utils import VideoInput
 
-from .video_processing_video_panda import WINDOW_KEYS, VideoPandaVideoProcessor
+from .video_processing_video_panda import VideoPandaVideoProcessor
 
 
 try:
-    from video_panda_hf.processing import answers, templates
+    from video_panda_hf.processing import answers, literals, templates
 except ImportError:  # this file came with a checkpoint, and the package is not installed
-    answers = templates = None  # type: ignore[assignment]
+    answers = literals = templates = None  # type: ignore[assignment]
 
-
+IMAGE_TOKEN = "<image>"  # in prompts only: a picture is a video of one frame, so the model's token is `<video>`
 VIDEO_TOKEN = "<video>"
 ROW_TOKEN = "<row>"
 
 FLATTENED = "{%- set messages = flat.messages %}"  # ends what `chat_templates/flatten.jinja` puts before a template
+PARTS = {"image": "image", "image_url": "image", "video": "video", "video_url": "video"}
 
 
 class VideoPandaProcessor(ProcessorMixin):
     """
-    Prepares text and videos for the model. It is called with `text=` and `videos=`.
+    Prepares text, pictures and videos for the model. It is called with `text=`, `images=` and `videos=`.
 
     One `<video>` in a text stands for one video. It is replaced by the placeholders of the video's tokens: for each of
     T frames of h × w tokens, one `<video>` for the frame's context token, then h rows of w `<video>` and one `<row>`.
-    `<row>` is reserved and must not occur in a text.
+    One `<image>` stands for one picture, a video of one frame. `<row>` is reserved and must not occur in a text.
 
     `return_mm_token_type_ids=True` adds `mm_token_type_ids`: 2 for `<video>` and `<row>`, 0 for text.
 
@@ -48,7 +51,7 @@ class VideoPandaProcessor(ProcessorMixin):
     """
 
     def __init__(self, video_processor=None, tokenizer=None, chat_template=None, use_row_tokens: bool = True):
-        self.video_token, self.row_token = VIDEO_TOKEN, ROW_TOKEN
+        self.image_token, self.video_token, self.row_token = IMAGE_TOKEN, VIDEO_TOKEN, ROW_TOKEN
         self.video_token_id = token_id(tokenizer, VIDEO_TOKEN)
         self.row_token_id = token_id(tokenizer, ROW_TOKEN)
         self.video_token_ids = [self.video_token_id, self.row_token_id]
@@ -90,25 +93,10 @@ class VideoPandaProcessor(ProcessorMixin):
         Raises:
             ValueError: if the tokenizer has neither a padding nor an end-of-sequence token.
         """
-        if isinstance(tokenizer_or_path, (str, Path)):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_or_path)
-        else:
-            tokenizer = copy.deepcopy(tokenizer_or_path)
-        added = [AddedToken(token, special=True, normalized=False) for token in (VIDEO_TOKEN, ROW_TOKEN)]
-        tokenizer.add_tokens(added, special_tokens=True)
-        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # the latter is what is saved
-        if tokenizer.pad_token is None:
-            if tokenizer.eos_token is None:
-                raise ValueError("the tokenizer has neither a padding nor an end-of-sequence token: set `pad_token`")
-            tokenizer.pad_token = tokenizer.eos_token
-
-        if chat_template is None and templates is None:
-            raise ImportError("A new chat template needs the package video-panda-hf: `pip install video-panda-hf`.")
-        if chat_template is None:
-            chat_template = templates.template_with_videos(tokenizer.chat_template)
-        tokenizer.chat_template = None  # it would say nothing of videos
+        need_package(templates, "A new processor")
+        tokenizer, own_template = templates.for_videos(tokenizer_or_path, [VIDEO_TOKEN, ROW_TOKEN])
         video_processor = VideoPandaVideoProcessor(size={"longest_edge": image_size}, patch_size=patch_size, **kwargs)
-        return cls(video_processor, tokenizer, chat_template=chat_template, use_row_tokens=use_row_tokens)
+        return cls(video_processor, tokenizer, chat_template or own_template, use_row_tokens)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """As `ProcessorMixin`'s, without the `auto_map` that it leaves on the processor it has saved."""
@@ -120,53 +108,65 @@ class VideoPandaProcessor(ProcessorMixin):
         self,
         text: str | list[str] | None = None,
         videos: VideoInput | None = None,
+        images: ImageInput | None = None,
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         """
         Args:
             text (`str` or `list[str]`, *optional*):
-                One prompt or several, with one `<video>` for each of their videos.
+                One prompt or several, with one `<image>` or `<video>` for each of their pictures and videos.
             videos (*optional*):
-                The videos in this order, in any form that `VideoPandaVideoProcessor` takes.
+                The videos in the order of their `<video>`, in any form that `VideoPandaVideoProcessor` takes.
+            images (*optional*):
+                The pictures in the order of their `<image>`: PIL images, arrays, tensors, or picture files
+                (paths, URLs, base64, bytes, binary files).
             kwargs:
                 Settings of the tokenizer (`padding`, …) and the video processor (`num_frames`, …).
 
         Returns:
-            `BatchFeature` with `input_ids` and `attention_mask`, and with videos `pixel_values_videos` and
-            `video_grid_thw`.
+            `BatchFeature` with `input_ids` and `attention_mask`, and with pictures or videos `pixel_values_videos` and
+            `video_grid_thw`, in the order of the prompts.
 
         Raises:
-            ValueError: if there are not as many `<video>` as videos, or a text contains `<row>`.
+            ValueError: if there are not as many `<image>` as pictures and `<video>` as videos, or a text contains
+                `<row>`.
         """
-        return super().__call__(text=text, videos=videos, **kwargs)
+        if "images_kwargs" in kwargs:  # one processor prepares both
+            kwargs["videos_kwargs"] = {**kwargs.pop("images_kwargs"), **kwargs.get("videos_kwargs", {})}
+        if text is None or literals is None or not literals.are_in(text):
+            return super().__call__(images=images, text=text, videos=videos, **kwargs)
+        with_offsets = {**kwargs, **literals.WITH_OFFSETS}
+        inputs = super().__call__(images=images, text=text, videos=videos, **with_offsets)
+        return literals.as_text(inputs, text, self.tokenizer, kwargs)
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        if images is not None or audio is not None:
-            raise ValueError(
-                "this model takes text and videos; give a picture as `videos`, it becomes a video of one frame"
-            )
+        """Pictures and videos in one list, in the order of the prompts, where `<video>` then stands for each."""
+        if audio is not None:
+            raise ValueError("this model takes text, pictures and videos, no sound")
+        pictures = self.video_processor.list_pictures(images)
+        videos = self.video_processor.list_videos([] if videos is None else videos)
         _, text, _, _ = super().prepare_inputs_layout(text=text)
-        if videos is not None:
-            videos = self.video_processor.list_videos(videos) or None  # prompts may have no video among them
-        return None, text, videos, None
-
-    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        if text is None and videos is None:
-            raise ValueError(
-                f"You need to provide at least one input to call {type(self).__name__}: `text` or `videos`"
-            )
+        if text is None and not pictures and not videos:
+            raise ValueError(f"You need to provide at least one input to call {type(self).__name__}")
         if text is None:
-            return
+            return None, None, type(pictures)([*pictures, *videos]), None
         if not all(isinstance(prompt, str) for prompt in text):
             raise ValueError("`text` must be a string or a list of strings")
         if any(self.row_token in prompt for prompt in text):
             raise ValueError(f"{self.row_token} is reserved for the rows of a video's tokens: take it out of the text")
-        num_tokens, num_videos = sum(prompt.count(self.video_token) for prompt in text), len(videos or [])
-        if num_tokens != num_videos:
-            raise ValueError(
-                f"The total number of {self.video_token} tokens in the prompts should be the same as the number of "
-                f"videos passed. Found total {num_tokens} {self.video_token} tokens and {num_videos} videos."
-            )
+        markers = [marker for prompt in text for marker in re.findall(f"{IMAGE_TOKEN}|{VIDEO_TOKEN}", prompt)]
+        for token, given, name in ((IMAGE_TOKEN, pictures, "images"), (VIDEO_TOKEN, videos, "videos")):
+            if markers.count(token) != len(given):
+                raise ValueError(
+                    f"The total number of {token} tokens in the prompts should be the same as the number of {name} "
+                    f"passed. Found total {markers.count(token)} {token} tokens and {len(given)} {name}."
+                )
+        waiting = {IMAGE_TOKEN: iter(pictures), VIDEO_TOKEN: iter(videos)}
+        videos = type(pictures)(next(waiting[marker]) for marker in markers)
+        return None, [prompt.replace(IMAGE_TOKEN, VIDEO_TOKEN) for prompt in text], videos or None, None
+
+    def validate_inputs(self, *args, **kwargs):
+        """`prepare_inputs_layout` has done it."""
 
     def _process_videos(self, videos, **kwargs):
         inputs = self.video_processor(videos, **kwargs)
@@ -178,6 +178,23 @@ class VideoPandaProcessor(ProcessorMixin):
         t, h, w = (int(n) for n in video_inputs["video_grid_thw"][video_idx])
         row = self.video_token * (w // merge_size) + self.row_token * self.use_row_tokens
         return (self.video_token + row * (h // merge_size)) * t + self.after_video
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
+        """The tokens of pictures of (height, width) and of sampled videos of (frames, height, width), for engines."""
+        settings = {**kwargs, **kwargs.get("videos_kwargs", {})}
+        merge_size = settings.get("merge_size") or self.video_processor.merge_size
+
+        def counts(sizes) -> tuple[list[int], list[int]]:
+            grids = [(t, *self.video_processor.grid_of(h, w, **settings)) for t, h, w in sizes]
+            tokens = [t * (1 + h // merge_size * (w // merge_size + self.use_row_tokens)) for t, h, w in grids]
+            return tokens, [t * h * w for t, h, w in grids]
+
+        data = {}
+        if image_sizes is not None:
+            data["num_image_tokens"], data["num_image_patches"] = counts([(1, h, w) for h, w in image_sizes])
+        if video_sizes is not None:
+            data["num_video_tokens"], _ = counts(video_sizes)
+        return MultiModalData(**data)
 
     def apply_chat_template(
         self,
@@ -193,17 +210,20 @@ class VideoPandaProcessor(ProcessorMixin):
         """
         One conversation or several → the prompt, or with `tokenize=True, return_dict=True` the inputs of the model.
 
-        The content of a message is a string or a list of `{"type": "text", "text": …}` and `{"type": "video", "video":
-        …}` (also "path" or "url"). A video is anything that `VideoPandaVideoProcessor` takes; "start" and "end" in
-        seconds, or "indices", choose a part of a file.
+        The content of a message is a string or a list of `{"type": "text", "text": …}`, `{"type": "image", "image":
+        …}` (also "path", "url", "base64") and `{"type": "video", "video": …}` (also "path", "url"). Beside a video may
+        stand "start" and "end" in seconds (or "video_start", "video_end"), or "indices"; and "num_frames" (or
+        "nframes"), or "fps" and "max_frames". `<video>`, `<image>` and `<row>` in the text of a message are text.
 
         Args:
             conversation (`list[dict]` or `list[list[dict]]`):
                 The messages, or a list of conversations.
             chat_template (`str`, *optional*):
                 A template, or the name of one of the processor's.
-            tokenize, return_dict (`bool`, *optional*, defaults to `False`):
-                Whether to return tokens instead of text; with both, all inputs of the model.
+            tokenize (`bool`, *optional*, defaults to `False`):
+                Whether to return tokens instead of text.
+            return_dict (`bool`, *optional*, defaults to `False`):
+                Whether to return all inputs of the model, with `tokenize=True`.
             return_assistant_tokens_mask (`bool`, *optional*, defaults to `False`):
                 Adds `assistant_masks`: 1 for the tokens of the answers and their end token, even if the template
                 writes that outside `{% generation %}`.
@@ -218,33 +238,20 @@ class VideoPandaProcessor(ProcessorMixin):
         """
         kwargs.pop("load_audio_from_video", None)  # `transformers serve` asks for it always; this model hears nothing
         template = self._chat_template(chat_template)
-        conversation = with_parts_of_videos(conversation)
+        conversation = with_whole_parts(conversation)
+        if literals is not None:
+            conversation = literals.marked(conversation)
+            kwargs |= {name: literals.marked(kwargs[name]) for name in ("tools", "documents") if name in kwargs}
         settings = self._processor_settings(kwargs)
         processor_kwargs = {**settings, **(processor_kwargs or {})}
         if FLATTENED in template:  # an LLM's own template writes the special tokens itself
             processor_kwargs.setdefault("add_special_tokens", False)
-        arguments = {"chat_template": template, "tokenize": tokenize, "return_dict": return_dict, **kwargs}
-
+        arguments = {"chat_template": template, "tokenize": tokenize, "return_dict": return_dict}
         if not (tokenize and return_dict and return_assistant_tokens_mask):
-            return super().apply_chat_template(conversation, processor_kwargs=processor_kwargs, **arguments)
-
-        if answers is None:
-            raise ImportError(
-                "The mask of the answers needs the package video-panda-hf: `pip install video-panda-hf`."
-            )
-        # transformers finds answers by their position in the prompt. Version 5.16 ignores that the tokens of videos
-        # shift it, and later versions need `{% generation %}`. The code below works with all of them.
-        if kwargs.get("continue_final_message"):
-            raise ValueError("continue_final_message is not compatible with return_assistant_tokens_mask.")
-        processor_kwargs |= {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
-        inputs = super().apply_chat_template(conversation, processor_kwargs=processor_kwargs, **arguments)
-        is_batched = isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "content")
-        found = inputs.pop("offset_mapping"), inputs.pop("text_replacement_offsets")
-        conversations = conversation if is_batched else [conversation]
-        masks = answers.assistant_masks(self.tokenizer, conversations, template, kwargs, *found)
-        tensor_type = processor_kwargs.get("return_tensors") or kwargs.get("return_tensors")
-        inputs.update(BatchFeature({"assistant_masks": masks}, None if tensor_type == "auto" else tensor_type))
-        return inputs
+            return super().apply_chat_template(conversation, processor_kwargs=processor_kwargs, **arguments, **kwargs)
+        need_package(answers, "A mask of answers")
+        make = partial(super().apply_chat_template, conversation, **arguments, **kwargs)
+        return answers.with_mask(make, conversation, template, self.tokenizer, processor_kwargs, kwargs)
 
     def _chat_template(self, name_or_template: str | None) -> str:
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
@@ -260,6 +267,11 @@ class VideoPandaProcessor(ProcessorMixin):
         nested = self.valid_processor_kwargs.__annotations__
         names = {*nested, *nested["text_kwargs"].__annotations__, *self.video_processor.valid_kwargs.__annotations__}
         return {name: kwargs.pop(name) for name in (names - own) & set(kwargs)}
+
+
+def need_package(module, what: str) -> None:
+    if module is None:
+        raise ImportError(f"{what} needs the package video-panda-hf: `pip install video-panda-hf`.")
 
 
 def token_id(tokenizer, token: str) -> int:
@@ -285,20 +297,22 @@ def space_after_video(tokenizer) -> str:
     return " " if after != start and after_space == start else ""
 
 
-def with_parts_of_videos(conversation):
-    """
-    Writes every video of which only a part is wanted as `{"type": "video", "video": part}`, in one conversation or
-    several: transformers hands over what is under "video". `part` is a plain dictionary, because transformers 5.24
-    turns dataclasses inside messages into dictionaries.
-    """
+def with_whole_parts(conversation):
+    """Writes pictures as `{"type": "image", "image": part}`, videos as `{"type": "video", "video": part}`, in one
+    conversation or several: transformers hands over what is under that key, and `part` has all that was given."""
     if isinstance(conversation, (list, tuple)):
-        return [with_parts_of_videos(item) for item in conversation]
-    if not isinstance(conversation, dict) or not isinstance(conversation.get("content"), (list, tuple)):
+        return [with_whole_parts(item) for item in conversation]
+    if not isinstance(conversation, Mapping) or not isinstance(conversation.get("content"), (list, tuple)):
         return conversation
-    content = [
-        {"type": "video", "video": {key: value for key, value in part.items() if key != "type"}}
-        if isinstance(part, dict) and any(part.get(key) is not None for key in WINDOW_KEYS)
-        else part
-        for part in conversation["content"]
-    ]
-    return {**conversation, "content": content}
+    return {**conversation, "content": [whole_part(part) for part in conversation["content"]]}
+
+
+def whole_part(part):
+    kind = PARTS.get(part.get("type")) if isinstance(part, Mapping) else None
+    if kind is None:
+        return part
+    given = {key: value for key, value in part.items() if key != "type" and value is not None}
+    if "url" in part["type"]:  # as OpenAI's: {"type": "image_url", "image_url": {"url": …, "detail": …}}
+        url = given[part["type"]]
+        given = {"url": url["url"] if isinstance(url, Mapping) else url}
+    return {"type": kind, kind: given} if given else {"type": kind}

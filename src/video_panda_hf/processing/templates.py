@@ -1,16 +1,52 @@
-"""Chat templates that take videos: our own, and those of language models."""
+"""Chat templates with videos, and the tokenizers of new models."""
 
+import copy
 from pathlib import Path
 
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
-def template_with_videos(template: str | dict | None) -> str | dict:
+
+def for_videos(tokenizer_or_path, tokens: list[str]) -> tuple[PreTrainedTokenizerBase, str | dict]:
+    """
+    The tokenizer of a new model around a causal LM, and its chat template.
+
+    Args:
+        tokenizer_or_path (`str`, `Path` or `PreTrainedTokenizerBase`):
+            Folder or Hub id of the LLM, or its tokenizer, which is copied.
+        tokens (`list[str]`):
+            The special tokens to add.
+
+    Returns:
+        `tuple`: The tokenizer, which pads on the left and has no chat template, and the LLM's template for messages
+        with videos, or `CHAT_TEMPLATE`.
+
+    Raises:
+        ValueError: if the tokenizer has neither a padding nor an end-of-sequence token.
+    """
+    if isinstance(tokenizer_or_path, (str, Path)):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_or_path)
+    else:
+        tokenizer = copy.deepcopy(tokenizer_or_path)
+    added = [AddedToken(token, special=True, normalized=False) for token in tokens]
+    tokenizer.add_tokens(added, special_tokens=True)
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # the latter is what is saved
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError("the tokenizer has neither a padding nor an end-of-sequence token: set `pad_token`")
+        tokenizer.pad_token = tokenizer.eos_token
+    template = with_videos(tokenizer.chat_template)
+    tokenizer.chat_template = None  # it would say nothing of videos
+    return tokenizer, template
+
+
+def with_videos(template: str | dict | None) -> str | dict:
     """An LLM's chat template (or its named templates), for messages whose content is a list with videos."""
     if isinstance(template, dict):
-        return {name: template_with_videos(text) for name, text in template.items()}
+        return {name: with_videos(text) for name, text in template.items()}
     return read_template("vicuna") if template is None else read_template("flatten") + template
 
 
 def read_template(name: str) -> str:
     """A file of `chat_templates`, after the macro that all of them use."""
-    folder = Path(__file__).parent / "chat_templates"
-    return "".join((folder / f"{stem}.jinja").read_text(encoding="utf-8") for stem in ("content_to_text", name))
+    files = [Path(__file__).parent / "chat_templates" / f"{stem}.jinja" for stem in ("content_to_text", name)]
+    return "".join(file.read_text(encoding="utf-8") for file in files)

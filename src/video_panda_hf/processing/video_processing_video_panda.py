@@ -7,6 +7,8 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from numbers import Real
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, TypeGuard
 
@@ -23,6 +25,7 @@ from transformers.image_utils import (
     PILImageResampling,
     SizeDict,
     infer_channel_dimension_format,
+    load_image,
 )
 from transformers.processing_utils import Unpack
 from transformers.video_utils import VideoMetadata
@@ -118,6 +121,7 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     pixels = "stored"
     valid_kwargs = VideoPandaVideoProcessorKwargs
     model_input_names = ["pixel_values_videos", "video_grid_thw"]
+    temporal_patch_size = property(lambda self: self.frames_per_clip)  # engines call it so
 
     def __init__(self, **kwargs: Unpack[VideoPandaVideoProcessorKwargs]):
         check_sampling(**kwargs)
@@ -128,9 +132,12 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
             self.num_frames = None
         check_sampling(self.num_frames, self.fps, self.max_frames, self.frames_per_clip)
 
-    # A method, so that the processor uses this module's classes: it may come from another copy of the code.
+    # Methods, so that the processor uses this module's classes: it may come from another copy of the code.
     def list_videos(self, videos) -> list:
         return list_videos(videos)
+
+    def list_pictures(self, images) -> list:
+        return list_pictures(images)
 
     def preprocess(self, videos, **kwargs: Unpack[VideoPandaVideoProcessorKwargs]) -> BatchFeature:
         videos = list_videos(videos)
@@ -145,10 +152,7 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
         elif kwargs.get("num_frames") is not None:
             kwargs["fps"] = None
         by_rate = kwargs.get("fps") is not None or (self.fps is not None and kwargs.get("num_frames") is None)
-        if kwargs.get("max_frames") is not None and not by_rate:
-            raise ValueError(
-                f"`max_frames` = {kwargs['max_frames']} limits `fps`: give both, or `num_frames` for that many frames"
-            )
+        check_max_frames(kwargs.get("max_frames"), by_rate)
         wanted = 0 if by_rate else kwargs.get("num_frames") or self.num_frames
         if kwargs.get("do_sample_frames") and any(is_list_of_files(v) and 1 < len(v) < wanted for v in videos):
             raise ValueError(  # in the words of transformers, whose tests ask for it
@@ -198,22 +202,35 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
 
     def _decode_and_sample_videos(self, videos, video_metadata=None, do_sample_frames=None, sample_indices_fn=None):
         frames, metadata = [], []
-        for video, given in zip(videos, list_metadata(video_metadata, len(videos)), strict=True):
+        for video, given in zip(videos, list_metadata(video_metadata, videos), strict=True):
+            sample = self._own_sampling(video, sample_indices_fn)
             if is_frames(video):
-                video, given = self._sample_in_memory(video, given, sample_indices_fn)
+                video, given = self._sample_in_memory(video, given, sample)
             else:
-                video, given = video.decode(sample_indices_fn, given and given.fps)
+                video, given = video.decode(sample, given and given.fps)
             frames.append(video)
             metadata.append(given)
         return frames, metadata
 
+    def _own_sampling(self, video, sample_indices_fn):
+        """The function that samples this video: settings that stand beside it replace those of the call."""
+        own = getattr(video, "sampling", None)
+        if not own:
+            return sample_indices_fn
+        if "num_frames" in own or "fps" in own:
+            own = {"num_frames": None, "fps": None, **own}
+        sample = partial(sample_indices_fn or partial(self.sample_frames, fps=self.fps), **own)
+        check_max_frames(own.get("max_frames"), by_rate=sample.keywords.get("fps") is not None)
+        return sample
+
     def _sample_in_memory(self, video, metadata: VideoMetadata | None, sample_indices_fn):
         metadata = metadata or VideoMetadata(total_num_frames=len(video))
+        if sample_indices_fn is None or len(video) == 1:
+            if metadata.total_num_frames == len(video):  # else they were chosen before, and only the caller knows how
+                metadata.frames_indices = list(range(len(video)))
+            return video, metadata
         if metadata.total_num_frames != len(video):
             raise ValueError(f"video_metadata says {metadata.total_num_frames} frames, the video has {len(video)}")
-        if sample_indices_fn is None or len(video) == 1:
-            metadata.frames_indices = list(range(len(video)))
-            return video, metadata
         indices = sample_indices_fn(metadata=metadata)
         metadata.frames_indices = indices
         return [video[i] for i in indices] if isinstance(video, list) else video[indices], metadata
@@ -270,13 +287,17 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
 
     def get_num_of_video_patches(self, num_frames: int, height: int, width: int, videos_kwargs: dict | None = None):
         """Patches, i.e. rows of `pixel_values_videos`, of `num_frames` sampled frames of height × width pixels."""
-        given = videos_kwargs or {}
+        rows, columns = self.grid_of(height, width, **(videos_kwargs or {}))
+        return num_frames * rows * columns
+
+    def grid_of(self, height: int, width: int, **given) -> tuple[int, int]:
+        """Rows and columns of patches of a frame of height × width pixels, with settings as in a call."""
         size = given.get("size") or self.size
         patch_size = given.get("patch_size") or self.patch_size
         factor = patch_size * (given.get("merge_size") or self.merge_size)
         if given.get("do_resize", self.do_resize):
             height, width = resized_size(height, width, size["longest_edge"], factor)
-        return num_frames * (height // patch_size) * (width // patch_size)
+        return height // patch_size, width // patch_size
 
 
 # Sizes and frames: pure functions of numbers
@@ -357,6 +378,11 @@ def check_sampling(
             check_frame_count(count, frames_per_clip, f"`{name}` = {count}")
 
 
+def check_max_frames(max_frames: int | None, by_rate: bool) -> None:
+    if max_frames is not None and not by_rate:
+        raise ValueError(f"`max_frames` = {max_frames} limits `fps`: give both, or `num_frames` for that many frames")
+
+
 # Frames → patches
 
 
@@ -380,7 +406,7 @@ def rgb_frames(video, input_data_format: str | ChannelDimension | None = None) -
         if is_list_of_files(video):
             video, input_data_format = [picture_of(name) for name in video], ChannelDimension.LAST
         if isinstance(video[0], Image.Image):
-            video, input_data_format = [np.array(frame.convert("RGB")) for frame in video], ChannelDimension.LAST
+            video, input_data_format = [rgb_of(frame) for frame in video], ChannelDimension.LAST
         shapes = {tuple(frame.shape) for frame in video}
         if len(shapes) > 1:
             raise ValueError(f"the frames of one video differ in shape: {sorted(shapes)}")
@@ -407,6 +433,10 @@ def picture_of(name: str | os.PathLike) -> np.ndarray:
     return (plain_picture(name) if decoding is None else decoding.decode_picture(name))[0]
 
 
+def rgb_of(picture: Image.Image) -> np.ndarray:
+    return np.array(ImageOps.exif_transpose(picture).convert("RGB")) if decoding is None else decoding.rgb_of(picture)
+
+
 def as_tensor(array) -> torch.Tensor:
     if isinstance(array, np.ndarray) and (not array.flags.writeable or min(array.strides, default=0) < 0):
         array = array.copy()  # torch makes no view of such an array
@@ -423,23 +453,44 @@ class Videos(list):
 class Frames(list):
     """The frames of one video: PIL images, arrays or tensors of one frame, or the names or URLs of picture files."""
 
+    sampling: dict | None = None
+
+
+class Picture(Frames):
+    """A picture in memory that was given as an image, not as a video."""
+
 
 def list_videos(videos) -> Videos:
     """
     The videos that were handed over, in a flat list. Each is an `EncodedVideo`, a `Frames`, or an array or tensor of
     four dimensions.
 
-    Accepted are:
-
-    * one video: a file (path, URL, bytes, file object), a folder of pictures, a dictionary that names a part of a
-      file, an array or tensor (T, H, W, C), a picture, or a list of pictures, which are its frames;
-    * a list of videos, or an array or tensor of five dimensions;
-    * a list of such lists, one for each prompt. A list of strings in one of these names the pictures of one video.
+    Accepted are one video, a list of videos (or an array or tensor of five dimensions), and a list of such lists, one
+    for each prompt. A picture, a list of pictures or a folder of them is one video. A list of strings in a list of
+    lists names the pictures of one video.
 
     Raises:
         ValueError: for anything else, naming its type or shape.
     """
     return videos if isinstance(videos, Videos) else Videos(_videos_in(videos, depth=0))
+
+
+def list_pictures(images) -> Videos:
+    """The pictures handed over as `images`, however nested, in a flat list: each is a `Picture` or `EncodedVideo`."""
+    if images is None:
+        return Videos()
+    if isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4):
+        return Videos(picture for item in images for picture in list_pictures(item))
+    if isinstance(images, Mapping):
+        return list_pictures(source_of(images, "image", ("image", "path", "url", "base64"), {})[0])
+    if is_encoded(images):
+        return Videos([EncodedVideo(images, is_picture=True)])
+    if is_picture(images):
+        return Videos([Picture([images])])
+    raise ValueError(
+        "an image is a PIL image, an array, a tensor, or a picture file (path, URL, base64, bytes, binary file), not "
+        f"{type(images).__name__}"
+    )
 
 
 def _videos_in(item, depth: int) -> list:
@@ -450,7 +501,7 @@ def _videos_in(item, depth: int) -> list:
     if isinstance(item, (Frames, EncodedVideo)):
         return [item]
     if isinstance(item, Mapping):
-        return [EncodedVideo.of(item)]
+        return [video_of(item)]
     if is_encoded(item):
         return [EncodedVideo(item)]
     if is_picture(item):
@@ -482,6 +533,8 @@ class EncodedVideo:
     end: float | None = None
     indices: list[int] | None = None
     limits: Any = None
+    sampling: dict | None = None
+    is_picture: bool = False
     strict: bool = True
     pixels: str = "stored"
 
@@ -490,6 +543,8 @@ class EncodedVideo:
         picture has one. `rate` is that of the pictures in a folder, which have none of their own."""
         if decoding is None:
             return self.decode_plainly(sample_indices_fn)
+        if self.is_picture:
+            return decoding.decode_image(self.source, self.limits)
 
         def sample(metadata):
             metadata.fps = metadata.fps or rate
@@ -508,14 +563,14 @@ class EncodedVideo:
             raise ImportError(
                 f"Parts in seconds, decode limits, damaged videos and displayed pixels {NEED_THE_PACKAGE}"
             )
+        file = io.BytesIO(self.source) if isinstance(self.source, (bytes, bytearray, memoryview)) else self.source
+        if isinstance(file, (str, os.PathLike)) and os.path.isdir(file):
+            raise ImportError(f"Folders of pictures {NEED_THE_PACKAGE}")
+        if self.is_picture or has_picture_name(file):
+            picture = plain_picture(file, self.is_picture)
+            return picture, VideoMetadata(1, height=picture.shape[1], width=picture.shape[2], frames_indices=[0])
         if isinstance(self.source, str) and ("://" in self.source or self.source.startswith("data:")):
             raise ImportError(f"Videos behind a URL {NEED_THE_PACKAGE}")
-        if isinstance(self.source, (str, os.PathLike)) and os.path.isdir(self.source):
-            raise ImportError(f"Folders of pictures {NEED_THE_PACKAGE}")
-        if has_picture_name(self.source):
-            picture = plain_picture(self.source)
-            return picture, VideoMetadata(1, height=picture.shape[1], width=picture.shape[2], frames_indices=[0])
-        file = io.BytesIO(self.source) if isinstance(self.source, (bytes, bytearray, memoryview)) else self.source
         with open(file, "rb") if isinstance(file, (str, os.PathLike)) else contextlib.nullcontext(file) as file:
             # From a file object, and without protocols, FFmpeg can open no other file that this one names.
             with av.open(file, options={"protocol_whitelist": "none"}) as container:
@@ -530,32 +585,54 @@ class EncodedVideo:
         metadata.height, metadata.width = pictures[0].shape[:2]
         return np.stack(pictures), metadata
 
-    @classmethod
-    def of(cls, part: Mapping) -> "EncodedVideo":
-        """From `{"video": …, "start": …, "end": …, "indices": …}`, as in the content of a message."""
-        sources = [part[key] for key in SOURCE_KEYS if part.get(key) is not None]
-        unknown = {key for key, value in part.items() if value is not None} - {*SOURCE_KEYS, *WINDOW_KEYS, "type"}
-        if len(sources) != 1 or not is_encoded(sources[0]) or unknown:
-            raise ValueError(
-                'a part of a video is a dictionary with the file as "video", "path" or "url", and with "start" '
-                f'and "end" (seconds) or "indices", but this one has {sorted(part)}; frames that are in memory '
-                "already are cut by slicing"
-            )
-        return cls(sources[0], **{key: part.get(key) for key in WINDOW_KEYS})  # type: ignore[arg-type]
+
+def video_of(part: Mapping):
+    """One video from `{"video": …, "start": …, "num_frames": …}`, the keys of a video in the content of a message."""
+    source, given = source_of(part, "video", SOURCE_KEYS, SETTINGS)
+    sampling = {key: given.pop(key) for key in ("num_frames", "fps", "max_frames") if key in given}
+    if "indices" in given and sampling:
+        raise ValueError(f'"indices" choose the frames of a video: leave out {sorted(sampling)}')
+    if is_encoded(source):
+        return EncodedVideo(source, **given, sampling=sampling)
+    if given:
+        raise ValueError(f"{sorted(given)} choose a part of a file; frames in memory are cut by slicing")
+    videos = _videos_in(source, depth=2)
+    if len(videos) != 1:
+        raise ValueError(f"a video of a message is one video, not {len(videos)}")
+    if sampling:
+        videos = [Frames(videos[0])]
+        videos[0].sampling = sampling
+    return videos[0]
+
+
+def source_of(part: Mapping, kind: str, keys: tuple, settings: Mapping) -> tuple[Any, dict]:
+    """What stands under one of `keys`, and the settings beside it, by their own names."""
+    given = {key: value for key, value in part.items() if value is not None and key != "type"}
+    sources = [given.pop(key) for key in keys if key in given]
+    if unknown := sorted(given.keys() - settings):
+        raise ValueError(f"{unknown[0]!r} is no key of {kind}: there are {[*keys, *settings]}")
+    named = {settings[key]: value for key, value in given.items()}
+    if len(sources) != 1 or len(named) < len(given):
+        raise ValueError(f"{kind} has one of the keys {keys} and no setting twice, but this one has {sorted(part)}")
+    for key, value in named.items():
+        if key != "indices" and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise ValueError(f"{key!r} of {kind} is a number, not {value!r}")
+    return sources[0], named
 
 
 SOURCE_KEYS = ("video", "path", "url")
-WINDOW_KEYS = ("start", "end", "indices")
+SETTINGS = {name: name for name in ("start", "end", "indices", "num_frames", "fps", "max_frames")}
+SETTINGS |= {"video_start": "start", "video_end": "end", "nframes": "num_frames"}  # as others call them
 PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 NEED_THE_PACKAGE = "need the package video-panda-hf: `pip install video-panda-hf`."
 
 
-def plain_picture(source: str | os.PathLike) -> np.ndarray:
-    """A picture file, (1, H, W, 3) uint8."""
-    with Image.open(source) as picture:
-        if getattr(picture, "is_animated", False):
+def plain_picture(source, is_image: bool = False) -> np.ndarray:
+    """A picture file, (1, H, W, 3) uint8. An image may also be a URL or base64, and of what moves it is the start."""
+    with load_image(source) if is_image and isinstance(source, str) else Image.open(source) as picture:
+        if getattr(picture, "is_animated", False) and not is_image:
             raise ImportError(f"Animated pictures {NEED_THE_PACKAGE}")
-        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))[None]
+        return rgb_of(picture)[None]
 
 
 def limits_of(given):
@@ -573,20 +650,23 @@ def dict_of(limits) -> dict:
     return dict(limits) if isinstance(limits, Mapping) else dataclasses.asdict(limits)
 
 
-def list_metadata(video_metadata, num_videos: int) -> list[VideoMetadata | None]:
+def list_metadata(video_metadata, videos: list) -> list[VideoMetadata | None]:
+    """One for each of `videos`. Those given as images have none."""
     if video_metadata is None:
-        return [None] * num_videos
+        return [None] * len(videos)
     if isinstance(video_metadata, Mapping):
         video_metadata = [video_metadata]
     flat = [entry for item in video_metadata for entry in (item if isinstance(item, (list, tuple)) else [item])]
-    if len(flat) != num_videos:
-        raise ValueError(f"{num_videos} videos, but {len(flat)} entries of `video_metadata`: give one for each")
+    is_image = [isinstance(video, Picture) or getattr(video, "is_picture", False) for video in videos]
+    if len(flat) != (count := is_image.count(False)):
+        raise ValueError(f"{count} videos, but {len(flat)} entries of `video_metadata`: give one for each")
     for entry in filter(None, flat):
         if entry.get("total_num_frames") is None:
             raise ValueError(f"`video_metadata` needs `total_num_frames`, the video's own number of frames: {entry}")
         if entry.get("fps") is not None and not entry["fps"] > 0:
             raise ValueError(f"the `fps` of `video_metadata` must be above 0: {entry}")
-    return [None if entry is None else VideoMetadata(**entry) for entry in flat]
+    entries = iter(None if entry is None else VideoMetadata(**entry) for entry in flat)
+    return [None if is_one else next(entries) for is_one in is_image]
 
 
 def is_encoded(video) -> bool:

@@ -28,7 +28,7 @@ class VideoPandaDataCollator:
     """
     Turns rows of `messages`, as `load_conversations` returns them, into a training batch.
 
-    A row may have several videos or none. A video is anything that the processor accepts.
+    A row may have several videos and pictures or none. Each is anything that the processor accepts.
 
     Args:
         processor (`VideoPandaProcessor`):
@@ -58,7 +58,7 @@ class VideoPandaDataCollator:
 
         * `input_ids`, `attention_mask`, `labels`: int64 (rows, tokens), always padded on the right. Labels are -100
           except at the tokens of the assistant's turns, end tokens included.
-        * `pixel_values_videos`, `video_grid_thw`, if any row has a video: packed in the order of the rows.
+        * `pixel_values_videos`, `video_grid_thw`, if any row has a video or picture: packed in the order of the rows.
 
     Raises:
         BadSampleError: If a sample is bad (`on_error="raise"`), if too many were skipped, or if no good row is known
@@ -252,10 +252,12 @@ def without_nones(messages: list[dict]) -> list[dict]:
 
 
 def videos_of(messages: list[dict]):
+    """The videos and pictures of a conversation, in order."""
+    keys = ("video", "image", "path", "url", "base64", "image_url", "video_url")
     for message in messages:
         for part in message["content"] if isinstance(message["content"], list) else []:
-            if part.get("type") == "video":
-                yield next((part[key] for key in ("video", "path", "url") if part.get(key) is not None), None)
+            if part.get("type") in ("video", "image", "image_url", "video_url"):
+                yield next((part[key] for key in keys if part.get(key) is not None), None)
 
 
 def row_videos(row) -> list:

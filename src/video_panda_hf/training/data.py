@@ -17,20 +17,19 @@ from typing import TextIO
 
 from transformers.utils import logging
 
-from video_panda_hf.processing import ROW_TOKEN
+from video_panda_hf.processing import SETTINGS
 
 
 logger = logging.get_logger(__name__)
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-KINDS = ("video", "image")  # an image is a video of one frame
+KINDS = ("video", "image")
 ROWS_AT_ONCE = 10_000  # rows converted to Arrow at a time: as Python objects they take ten times the memory
 NAMED_PROBLEMS = 5
 
 MALFORMED = "malformed"
 NO_ANSWER = "without an assistant's turn"
 WRONG_COUNT = "with more or fewer <video> than videos"
-RESERVED = f"with the reserved {ROW_TOKEN}"
 MISSING_FILE = "with a missing file"
 
 
@@ -60,9 +59,9 @@ def load_conversations(
       released model.
     * `{"messages": [{"role": "user", "content": …}, …]}`. `content` is a string with one `<video>` for each entry of
       the row's `video` or `videos`, or a list of `{"type": "text", "text"}` and `{"type": "video", "video"}`. The key
-      of the video may also be "path" or "url". "start" and "end" (seconds) or "indices" select a part of it.
+      of the video may also be "path" or "url". Settings may stand beside it, as in messages to the processor.
 
-    An image (`image`, `images`, `<image>`, `{"type": "image", …}`) is a video of one frame.
+    An image (`image`, `images`, `<image>`, `{"type": "image", "image": …}`) is given like a video.
 
     Args:
         source (`str`, `os.PathLike`, `list`, `datasets.Dataset` or `Iterable[dict]`):
@@ -86,8 +85,8 @@ def load_conversations(
 
     Returns:
         `datasets.Dataset` or `datasets.IterableDataset` with the columns `id` (from the row, or its number) and
-        `messages`. A message's content is a list of parts with the fields `type`, `text`, `video`, `start`, `end` and
-        `indices`; fields that do not apply are `None`.
+        `messages`. A message's content is a list of parts with the fields `type`, `text`, `video`, `image` and the
+        settings of a video; fields that do not apply are `None`.
 
     Raises:
         ConversationError: If rows are bad, or if no row is left.
@@ -174,8 +173,9 @@ class RowError(ValueError):
 def features():
     from datasets import Features, Value
 
-    part = {"type": Value("string"), "text": Value("string"), "video": Value("string")}
-    part |= {"start": Value("float64"), "end": Value("float64"), "indices": [Value("int64")]}
+    part = {name: Value("string") for name in ("type", "text", *KINDS)}
+    part |= {name: Value("float64") for name in ("start", "end", "fps")}
+    part |= {"indices": [Value("int64")], "num_frames": Value("int64"), "max_frames": Value("int64")}
     return Features({"id": Value("string"), "messages": [{"role": Value("string"), "content": [part]}]})
 
 
@@ -284,7 +284,7 @@ def checked_rows(
             if skip_log is not None:
                 append_json_line(skip_log, {"row": name, "problem": error.problem, "error": str(error)})
             continue
-        videos = sum(part["type"] == "video" for part in parts_of(good["messages"]))
+        videos = sum(part["type"] in KINDS for part in parts_of(good["messages"]))
         report.kept += 1
         report.videos += videos
         report.text_only += not videos
@@ -353,9 +353,12 @@ def read_part(part: dict, markers: list[str]) -> list[dict]:
         return split_at_markers(part["text"], markers)
     if kind not in KINDS:
         raise RowError(MALFORMED, f"a part of type {kind!r}, or one without its text")
-    window = {key: part.get(key) for key in ("start", "end", "indices")}
-    own = [part[key] for key in (kind, "path", "url") if part.get(key) is not None]
-    return [{"type": kind, **window, "video": own[0]} if own else {"type": kind, **window}]
+    given = {key: value for key, value in part.items() if value is not None and key not in ("type", "text")}
+    own = [given.pop(key) for key in (kind, "path", "url") if key in given]
+    if unknown := sorted(given.keys() - (SETTINGS if kind == "video" else {})):
+        raise RowError(MALFORMED, f"{unknown[0]!r} is no key of a {kind}: there are {kind}, path, url and settings")
+    settings = {SETTINGS[key]: value for key, value in given.items()}
+    return [{"type": kind, **settings, "video": own[0]} if own else {"type": kind, **settings}]
 
 
 def split_at_markers(text: str, markers: list[str]) -> list[dict]:
@@ -410,22 +413,21 @@ def check_videos(messages: list[dict], given: dict[str, list], unused: dict[str,
 def check_texts(messages: list[dict]) -> None:
     if not any(part["text"].strip() for m in messages if m["role"] == "assistant" for part in m["content"]):
         raise RowError(NO_ANSWER, "no turn of the assistant, or only empty ones")
-    if any(ROW_TOKEN in part["text"] for part in parts_of(messages) if part["type"] == "text"):
-        raise RowError(RESERVED, f"{ROW_TOKEN} in a text, which is the model's own token: take it out")
 
 
 def with_all_fields(part: dict, video_folder: Path) -> dict:
-    fields = dict.fromkeys(("type", "text", "video", "start", "end", "indices"))
+    fields = dict.fromkeys(("type", "text", *KINDS, *SETTINGS.values()))
     if part["type"] == "text":
         return {**fields, **part}
     video = os.fspath(part["video"])
-    return {**fields, **part, "type": "video", "video": video if "://" in video else str(video_folder / video)}
+    return {**fields, **part, "video": None, part["type"]: video if "://" in video else str(video_folder / video)}
 
 
 def check_files_exist(messages: list[dict]) -> None:
     for part in parts_of(messages):
-        if part["type"] == "video" and "://" not in part["video"] and not os.path.isfile(part["video"]):
-            raise RowError(MISSING_FILE, f"{part['video']}: no such file")
+        file = part.get(part["type"]) if part["type"] in KINDS else None
+        if file is not None and "://" not in file and not os.path.isfile(file):
+            raise RowError(MISSING_FILE, f"{file}: no such file")
 
 
 def row_name(row, number: int) -> str:
