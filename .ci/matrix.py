@@ -92,7 +92,7 @@ def oldest(setup_cfg: str) -> str:
 
 def without_caps(setup_cfg: str) -> str:
     """The same file without the upper bounds `<…` of the requirements."""
-    return re.sub(r"^( +[\w.-]+>=[\w.]+),<[\w.]+$", r"\1", setup_cfg, flags=re.MULTILINE)
+    return re.sub(r"^( +[\w.-]+>=[\w.]+),<[\w.]+(?=$|;)", r"\1", setup_cfg, flags=re.MULTILINE)
 
 
 # ------------------------------------------------------------------------------------------ README's commands

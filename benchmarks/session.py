@@ -2,8 +2,8 @@
 
     python benchmarks/session.py [--questions 20] [--clips 500] [--json FILE]
 
-In one process, with random weights: STAB at the released size, a Llama of 4 layers, 1,024 wide, and a video of 8 frames
-of 448 × 448 pixels (2,184 tokens).
+In one process, with random weights: STAB at the released size, a Llama of 4 layers, 1,024 wide, and a video of 8
+frames of 448 × 448 pixels (2,184 tokens).
 """
 
 import argparse
