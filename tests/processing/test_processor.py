@@ -352,7 +352,7 @@ def test_no_template_of_ours_marks_what_a_system_or_user_says(vicuna, chatml):
 def test_a_role_that_a_template_of_ours_does_not_know_is_an_error(vicuna, conversation):
     messages = [{"role": role, "content": text} for role, text in conversation]
     for processor in (vicuna, AutoProcessor.from_pretrained(SHIPPED_MODEL)):
-        with pytest.raises(TemplateError, match=f"role {conversation[-1][0]}: take user, assistant, and system"):
+        with pytest.raises(TemplateError, match=f"role {conversation[-1][0]}: "):
             processor.apply_chat_template(messages)
 
 
