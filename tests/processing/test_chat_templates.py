@@ -9,7 +9,7 @@ from transformers import AutoProcessor
 
 from helpers.tiny_tokenizers import CHATML_TEMPLATE, chatml_tokenizer, llama_tokenizer
 from video_panda_hf import SHIPPED_MODEL, VideoPandaProcessor
-from video_panda_hf.processing import read_template
+from video_panda_hf.processing.templates import with_videos
 from video_panda_hf.training import VideoPandaDataCollator
 
 
@@ -31,7 +31,7 @@ def shipped() -> VideoPandaProcessor:
 
 def of_the_train_script() -> VideoPandaProcessor:
     processor = shipped()
-    processor.chat_template = read_template("flatten") + template_of_the_train_script()
+    processor.chat_template = with_videos(template_of_the_train_script())
     return processor
 
 
@@ -83,6 +83,15 @@ def test_a_system_message_comes_first_and_is_no_answer(make):
 def test_an_unknown_role_is_an_error_that_names_it(make):
     with pytest.raises(Exception, match="role banana"):
         make().apply_chat_template([{"role": "user", "content": "Q"}, {"role": "banana", "content": "A"}])
+
+
+def test_a_role_that_the_llms_own_template_names_is_known():
+    message = [{"role": "tool", "content": "42"}]
+    with pytest.raises(Exception, match="role tool: there are system, user, assistant"):
+        flattened().apply_chat_template(message)
+    template = "{% for m in messages %}{% if m.role == 'tool' %}<tool>{{ m.content }}{% endif %}{% endfor %}"
+    processor = VideoPandaProcessor.from_text_pretrained(chatml_tokenizer(template))
+    assert processor.apply_chat_template(message) == "<tool>42"
 
 
 def test_the_shipped_template_is_that_of_its_training_script():

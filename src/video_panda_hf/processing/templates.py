@@ -1,9 +1,15 @@
 """Chat templates with videos, and the tokenizers of new models."""
 
 import copy
+import re
 from pathlib import Path
 
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
+
+
+ROLES = ["system", "user", "assistant"]
+OTHER_ROLES = ["developer", "tool", "tool_response", "function", "ipython", "observation", "environment", "context"]
+OTHER_ROLES += ["document", "documents", "available_tools", "model"]
 
 
 def for_videos(tokenizer_or_path, tokens: list[str]) -> tuple[PreTrainedTokenizerBase, str | dict]:
@@ -40,10 +46,15 @@ def for_videos(tokenizer_or_path, tokens: list[str]) -> tuple[PreTrainedTokenize
 
 
 def with_videos(template: str | dict | None) -> str | dict:
-    """An LLM's chat template (or its named templates), for messages whose content is a list with videos."""
+    """An LLM's chat template (or its named templates), for messages whose content is a list with videos. A role that
+    the template does not name is an error."""
     if isinstance(template, dict):
         return {name: with_videos(text) for name, text in template.items()}
-    return read_template("vicuna") if template is None else read_template("flatten") + template
+    if template is None:
+        return read_template("vicuna")
+    named = re.findall(r"""(["'])([a-z_]+)\1""", template)
+    roles = [*ROLES, *(role for role in OTHER_ROLES if role in {name for _, name in named})]
+    return read_template("flatten").replace("KNOWN_ROLES", str(roles)) + template
 
 
 def read_template(name: str) -> str:
