@@ -148,7 +148,7 @@ MATRIX = [
 def made(tmp_path_factory):
     """Writes a video of this module once, by name."""
     folder = tmp_path_factory.mktemp("videos")
-    specs = {spec.name: spec for spec in (*MATRIX, *COLOURFUL, *FINER, ODD_HEIGHT)}
+    specs = {spec.name: spec for spec in (*MATRIX, *COLOURFUL, *FINER, ODD_HEIGHT, UNKNOWN_MATRIX)}
 
     def path_of(name: str) -> Path:
         path = folder / name
@@ -516,6 +516,7 @@ FINER = [
     colourful("ten_bits_4_2_2.mp4", pix_fmt="yuv422p10le"),
     colourful("ten_bits_4_4_4.mp4", pix_fmt="yuv444p10le", colour={"colorspace": 9}),
 ]
+UNKNOWN_MATRIX = colourful("sd_ycgco.mp4", colour={"colorspace": 8})  # swscale, and so PyAV, cannot convert it by that
 ODD_HEIGHT = colourful("odd_height.mov", "mpeg4", options={}, height=143)
 
 
@@ -620,7 +621,7 @@ def unlike(frames: dict[str, np.ndarray], made) -> set[str]:
 
 def test_frames_are_those_of_decord_bit_for_bit(made, tmp_path):
     pytest.importorskip("decord")
-    names = [spec.name for spec in (*MATRIX, *COLOURFUL, *FINER, ODD_HEIGHT)]
+    names = [spec.name for spec in (*MATRIX, *COLOURFUL, *FINER, ODD_HEIGHT, UNKNOWN_MATRIX)]
     frames = frames_of_others("decord", [made(name) for name in names], tmp_path)
     assert set(names) - set(frames) == set(NOT_READ_BY_DECORD)
     assert unlike(frames, made) == set(NOT_AS_DECORD)
@@ -629,7 +630,7 @@ def test_frames_are_those_of_decord_bit_for_bit(made, tmp_path):
 def test_frames_are_those_of_torchcodec_bit_for_bit(made, tmp_path):
     if importlib.util.find_spec("torchcodec") is None:
         pytest.skip("torchcodec is not installed")
-    names = [spec.name for spec in (*MATRIX, *COLOURFUL, *FINER, ODD_HEIGHT)]
+    names = [spec.name for spec in (*MATRIX, *COLOURFUL, *FINER, ODD_HEIGHT, UNKNOWN_MATRIX)]
     frames = frames_of_others("torchcodec", [made(name) for name in names], tmp_path)
     assert len(frames) >= 80 and set(frames) >= {spec.name for spec in COLOURFUL}
     assert unlike(frames, made) <= set(NOT_AS_TORCHCODEC)

@@ -229,6 +229,12 @@ def test_skipped_rows_are_logged_line_by_line(folder):
     assert line["row"] == "row 0 (id v)" and line["problem"] == "with a missing file" and "none.mp4" in line["error"]
 
 
+def test_a_folder_of_pictures_is_the_video_of_a_row(folder):
+    (folder / "frames").mkdir()
+    dataset = load_conversations([{"video": "frames", "conversations": turns("<video>\nWhat?", "A ball.")}], folder)
+    assert dataset[0]["messages"][0]["content"][0]["video"] == str(folder / "frames")
+
+
 def test_nothing_left_is_an_error(folder):
     with pytest.raises(ConversationError, match="no conversation to train on: 1 rows, 0 good"):
         load_conversations([{"id": 1}], on_error="skip")

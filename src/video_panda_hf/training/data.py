@@ -426,7 +426,7 @@ def with_all_fields(part: dict, video_folder: Path) -> dict:
 def check_files_exist(messages: list[dict]) -> None:
     for part in parts_of(messages):
         file = part.get(part["type"]) if part["type"] in KINDS else None
-        if file is not None and "://" not in file and not os.path.isfile(file):
+        if file is not None and "://" not in file and not os.path.exists(file):
             raise RowError(MISSING_FILE, f"{file}: no such file")
 
 
