@@ -12,7 +12,8 @@ from PIL import Image
 from transformers import AutoVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from video_panda_hf import VideoPandaVideoProcessor
+from helpers.tiny_tokenizers import chatml_tokenizer
+from video_panda_hf import VideoPandaProcessor, VideoPandaVideoProcessor
 from video_panda_hf.processing import DecodeLimits, VideoDecodeError, VideoDecodeWarning
 from video_panda_hf.processing.video_processing_video_panda import (
     resized_size,
@@ -247,6 +248,16 @@ def test_a_folder_of_pictures_is_a_video_of_them_in_natural_order(small, picture
         small(tmp_path, decode_limits={"max_side": 20})
     with pytest.raises(ValueError, match="pictures in a folder have no times"):
         small({"video": tmp_path, "start": 1.0})
+
+
+def test_messages_may_name_a_folder_or_picture_files(picture_files, tmp_path):
+    processor = VideoPandaProcessor.from_text_pretrained(chatml_tokenizer(), image_size=56)
+    sources = [str(tmp_path), picture_files, picture_files[::-1]]
+    content = [{"type": "video", "path": source} for source in sources] + [{"type": "text", "text": "What?"}]
+    prompt = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template([[{"role": "user", "content": content}]] * 2, num_frames=4, **prompt)
+    expected = [[0, 3, 7, 11], [0, 3, 7, 11], [11, 8, 4, 0]]
+    assert [frame_numbers(inputs, index) for index in range(6)] == expected * 2
 
 
 @pytest.mark.parametrize(
