@@ -27,6 +27,7 @@ sys.meta_path.insert(0, Missing())
 
 import torch
 from huggingface_hub import HfApi
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -42,8 +43,8 @@ CLIP = Path(__file__).parents[2] / "src/video_panda_hf/assets/clips/red_circle_l
 FOLDER = Path(sys.argv[2])
 
 
-def inputs_of(processor):
-    content = [{"type": "video", "video": str(CLIP)}, {"type": "text", "text": "Describe the video."}]
+def inputs_of(processor, *parts):
+    content = [*parts, {"type": "video", "video": str(CLIP)}, {"type": "text", "text": "Describe the video."}]
     messages = [{"role": "user", "content": content}]
     return processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -51,8 +52,9 @@ def inputs_of(processor):
 
 
 def logits_of(model, processor) -> torch.Tensor:
+    picture = {"type": "image", "image": Image.new("RGB", (40, 30), "red")}
     with torch.no_grad():
-        return model(**inputs_of(processor)).logits
+        return model(**inputs_of(processor, picture)).logits
 
 
 def push():
