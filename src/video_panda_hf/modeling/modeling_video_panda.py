@@ -326,9 +326,6 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         Example:
 
         ```python
-        import video_panda_hf
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
         processor = AutoProcessor.from_pretrained("path/to/checkpoint")
         model = AutoModelForImageTextToText.from_pretrained("path/to/checkpoint")
         content = [{"type": "video", "video": "clip.mp4"}, {"type": "text", "text": "What happens in the video?"}]

@@ -81,18 +81,10 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     "end" in seconds, or "indices", the numbers of its frames. Pixels are uint8, or floating point of the same range
     0..255 (0..1 with `do_rescale=False`). Grey frames become RGB, an alpha channel is dropped.
 
-    How many frames (`do_sample_frames=True`, the default):
-
-    * `num_frames` (8): spread over the video as `sample_frame_indices` says. A shorter video repeats its last frame.
-    * `fps`: frames at this rate; if `max_frames` are too few for that, `max_frames` spread over the whole video. The
-      last one is repeated up to a multiple of `frames_per_clip`.
-    * Arrays, lists of frames or picture files, and folders are sampled as well, by the rate in `video_metadata`, or
-      evenly where that has none.
-    * A picture on its own (or as a list of one frame) is an image: T = 1, never repeated. An animated one is a video.
-
-    Args:
-        kwargs:
-            Settings, see `VideoPandaVideoProcessorKwargs` and [`~transformers.BaseVideoProcessor`].
+    `num_frames` (8) are spread over the video as `sample_frame_indices` says. `fps` takes frames at this rate, or
+    `max_frames` spread over the whole video if that would be more. The last frame is repeated where a video is too
+    short. Frames in memory, lists of picture files and folders are sampled as well, by the rate in `video_metadata` or
+    evenly. A picture on its own (or as a list of one frame) is an image: T = 1, never repeated.
 
     Raises:
         ValueError: if a video has neither 1 frame nor a multiple of `frames_per_clip`, or if both `num_frames` and
