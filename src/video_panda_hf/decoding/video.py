@@ -58,11 +58,9 @@ def decode_video(
             The numbers of the wanted frames, in place of `sample_indices_fn`.
 
     Returns:
-        `tuple[np.ndarray, VideoMetadata]`:
-
-        * frames, uint8 RGB of shape `(num_frames, height, width, 3)`, upright;
-        * metadata: `total_num_frames` and `duration` (seconds) of the window, `fps` (average), `height` and `width` of
-          the frames, `frames_indices` as chosen, `video_backend` `"pyav"`. A folder has no `fps` and no `duration`.
+        `tuple[np.ndarray, VideoMetadata]`: frames, uint8 RGB of shape `(num_frames, height, width, 3)`, upright; and
+        metadata: `total_num_frames` and `duration` (seconds) of the window, `fps` (average), `height` and `width` of
+        the frames, `frames_indices` as chosen, `video_backend` `"pyav"`. A folder has no `fps` and no `duration`.
 
     Raises:
         VideoDecodeError: If the video cannot be decoded. The subclass tells why.

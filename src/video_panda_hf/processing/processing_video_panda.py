@@ -40,14 +40,11 @@ class VideoPandaProcessor(ProcessorMixin):
         video_processor (`VideoPandaVideoProcessor`):
             Turns videos into pixels.
         tokenizer (`PreTrainedTokenizerBase`):
-            The language model's tokenizer, which knows `<video>` and `<row>`.
+            The language model's tokenizer, which has to know `<video>` and `<row>`.
         chat_template (`str`, *optional*):
             A Jinja template that writes a conversation as a prompt.
         use_row_tokens (`bool`, *optional*, defaults to `True`):
             Whether `<row>` ends every row of tokens, as in the model's vision configuration.
-
-    Raises:
-        ValueError: if the tokenizer lacks `<video>` or `<row>`.
     """
 
     def __init__(self, video_processor=None, tokenizer=None, chat_template=None, use_row_tokens: bool = True):

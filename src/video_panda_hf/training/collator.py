@@ -54,11 +54,10 @@ class VideoPandaDataCollator:
             Settings that override the video processor's: `num_frames`, or `fps` and `max_frames`.
 
     Returns:
-        `dict[str, torch.Tensor]`, from a call with a list of rows:
-
-        * `input_ids`, `attention_mask`, `labels`: int64 (rows, tokens), always padded on the right. Labels are -100
-          except at the tokens of the assistant's turns, end tokens included.
-        * `pixel_values_videos`, `video_grid_thw`, if any row has a video or picture: packed in the order of the rows.
+        `dict[str, torch.Tensor]`, from a call with a list of rows: `input_ids`, `attention_mask`, `labels`, int64
+        `(rows, tokens)`, always padded on the right. Labels are -100 except at the tokens of the assistant's turns,
+        end tokens included. If any row has a video or picture also `pixel_values_videos` and `video_grid_thw`, packed
+        in the order of the rows.
 
     Raises:
         BadSampleError: If a sample is bad (`on_error="raise"`), if too many were skipped, or if no good row is known
