@@ -463,7 +463,10 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("--dtype", choices=list(DTYPES), help="type of the weights (default: as in SOURCE)")
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file (default: %(default)s)")
     parser.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="side of the canvas (default: as in SOURCE, or 32 patches, or EVE's)"
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the canvas (default: as in SOURCE, 32 patches, or EVE's)",
     )
     parser.add_argument(
         "--keep-distillation-head",
