@@ -1,5 +1,7 @@
 """What may stand in messages: `<video>` as a user's own text, and settings beside a video."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,29 @@ def test_literal_tokens_in_answers_are_learnt_as_text(chatml):
     assert chatml.tokenizer.decode(labels[labels != -100]) == f"{answer}<|im_end|>"
     assert not torch.isin(labels, torch.tensor(chatml.video_token_ids)).any()
     assert LITERAL in text_of(chatml, batch["input_ids"][0].tolist())
+
+
+def test_messages_may_be_objects(chatml):
+    @dataclass
+    class Part:
+        type: str
+        text: str | None = None
+        image_url: dict | None = None
+
+    @dataclass
+    class Message:
+        role: str
+        content: list
+
+    class Pydantic:
+        def model_dump(self):
+            return {"role": "assistant", "content": "<row>"}
+
+    picture = np.zeros((28, 56, 3), np.uint8)
+    messages = [Message("user", [Part("text", LITERAL), {"type": "image", "image": picture}]), Pydantic()]
+    plain = [{"role": "user", "content": [{"type": "text", "text": LITERAL}, {"type": "image", "image": picture}]}]
+    plain.append({"role": "assistant", "content": "<row>"})
+    assert inputs_of(chatml, messages)["input_ids"] == inputs_of(chatml, plain)["input_ids"]
 
 
 def test_literal_tokens_in_tools_are_text(chatml):

@@ -466,7 +466,7 @@ def main(arguments: list[str] | None = None):
         "--image-size",
         type=int,
         metavar="PIXELS",
-        help="side of the canvas (default: as in SOURCE, or 32 patches, or EVE's)",
+        help="side of the canvas (default: as in SOURCE, 32 patches, or EVE's)",
     )
     parser.add_argument(
         "--keep-distillation-head",

@@ -4,6 +4,7 @@ Before a chat template is rendered, each gets `MARK` after its `<`, so that noth
 special token. The prompt is tokenized with the marks, and the tokens of the marks are taken out.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 
@@ -18,11 +19,16 @@ OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids
 
 
 def marked(messages):
-    """Marks the literal tokens in all texts of messages, tools or documents; pictures and videos stay as they are."""
+    """Marks the literal tokens in all texts of messages, tools or documents; pictures and videos stay as they are.
+    Objects, such as OpenAI's messages, become dictionaries."""
+    if dataclasses.is_dataclass(messages) and not isinstance(messages, type):
+        messages = {field.name: getattr(messages, field.name) for field in dataclasses.fields(messages)}
+    elif callable(getattr(messages, "model_dump", None)):  # of pydantic
+        messages = messages.model_dump()
     if isinstance(messages, str):
         return LITERAL.sub(f"<{MARK}", messages)
     if isinstance(messages, Mapping):
-        if messages.get("type") in ("image", "video"):
+        if messages.get("type") in ("image", "video", "image_url", "video_url"):
             return messages
         return {key: marked(value) for key, value in messages.items()}
     return [marked(item) for item in messages] if isinstance(messages, (list, tuple)) else messages

@@ -235,10 +235,10 @@ class VideoPandaProcessor(ProcessorMixin):
         """
         kwargs.pop("load_audio_from_video", None)  # `transformers serve` asks for it always; this model hears nothing
         template = self._chat_template(chat_template)
-        conversation = with_whole_parts(conversation)
         if literals is not None:
             conversation = literals.marked(conversation)
             kwargs |= {name: literals.marked(kwargs[name]) for name in ("tools", "documents") if name in kwargs}
+        conversation = with_whole_parts(conversation) if tokenize else conversation
         settings = self._processor_settings(kwargs)
         processor_kwargs = {**settings, **(processor_kwargs or {})}
         if FLATTENED in template:  # an LLM's own template writes the special tokens itself
