@@ -1,7 +1,7 @@
 """Decodes chosen frames of video files exactly, by seeking, within limits. Also decodes pictures.
 
 Start at `decode_video`. `sources` opens the input, `readers` chooses how to read it, `index` numbers its frames,
-`groups` decodes ranges of packets, `pixels` converts frames to RGB.
+`groups` decodes ranges of packets, `pixels` converts frames to RGB. `read_live` reads a video that is still coming in.
 """
 
 from .errors import (
@@ -17,6 +17,7 @@ from .errors import (
     VideoNotFoundError,
     VideoUnreadableError,
 )
+from .live import read_live
 from .pictures import decode_image, decode_picture, rgb_of
 from .sources import VideoSource
 from .video import decode_video, decode_video_or_picture
@@ -39,5 +40,6 @@ __all__ = [
     "decode_picture",
     "decode_video",
     "decode_video_or_picture",
+    "read_live",
     "rgb_of",
 ]

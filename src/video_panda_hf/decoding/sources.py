@@ -155,20 +155,29 @@ def reopened(readable: str | BinaryIO) -> str | BinaryIO | None:
 
 
 @contextmanager
-def open_video(readable: str | BinaryIO, budget: Budget) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(
+    readable: str | BinaryIO,
+    budget: Budget,
+    formats: str = CONTAINER_FORMATS,
+    protocols: str = "file",
+    options: dict[str, str] | None = None,
+    **how,
+) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Opens what `open_source` yields, and yields its container and its first video stream.
+
+    `formats` and `protocols` are what FFmpeg may read, `options` its other options, `how` is for `av.open`.
 
     Raises:
         VideoDecodeError: if it is not a video, or FFmpeg has no decoder for it.
     """
-    options = {"format_whitelist": CONTAINER_FORMATS, "protocol_whitelist": "file"}
+    options = {"format_whitelist": formats, "protocol_whitelist": protocols, **(options or {})}
     if budget.limits.max_pixels is not None:
         options["max_pixels"] = str(budget.limits.max_pixels)
     with ExitStack() as closing:
         with errors_of(budget.video):
-            if not isinstance(readable, str):
+            if not isinstance(readable, str) and readable.seekable():
                 readable.seek(0)
-            container = av.open(readable, options=options, buffer_size=_READ_SIZE, **_METADATA_OPTIONS)
+            container = av.open(readable, options=options, buffer_size=_READ_SIZE, **_METADATA_OPTIONS, **how)
             closing.enter_context(container)
             stream = _video_stream(budget.video, container)
         yield container, stream
