@@ -4,7 +4,6 @@ The source is a checkpoint of the reference release or EVE-7B, where training st
 model and processor. If a tensor is unknown or missing, nothing is written.
 """
 
-import argparse
 import copy
 import dataclasses
 import glob
@@ -33,7 +32,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from video_panda_hf.hub import add_code
+from video_panda_hf.hub import add_code, push_folder
 from video_panda_hf.modeling import (
     VideoPandaConfig,
     VideoPandaForConditionalGeneration,
@@ -449,44 +448,37 @@ def main(arguments: list[str] | None = None):
     Raises:
         SystemExit: If the conversion or the upload fails, with the message.
     """
-    parser = argparse.ArgumentParser(
-        prog="video-panda-convert",
-        description="Convert a checkpoint of the reference release (or EVE-7B, where training starts) into a folder "
-        "with model and processor, for `from_pretrained`.",
-        epilog="example:\n"
-        "  video-panda-convert checkpoints/Video-Panda-7B converted --tokenizer lmsys/vicuna-7b-v1.5 --dtype bfloat16",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", metavar="SOURCE", help="folder with config.json and *.bin or *.safetensors")
-    parser.add_argument("target", metavar="TARGET", help="folder to write, new or empty")
-    parser.add_argument("--tokenizer", metavar="DIR_OR_ID", help="the LLM's tokenizer (default: the one in SOURCE)")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="type of the weights (default: as in SOURCE)")
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest file (default: %(default)s)")
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        metavar="PIXELS",
-        help="side of the canvas (default: as in SOURCE, 32 patches, or EVE's)",
-    )
-    parser.add_argument(
-        "--keep-distillation-head",
-        action="store_true",
-        help="also write distillation_head.safetensors, to go on training with it",
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_argument("--push-to", metavar="REPO_ID", help="also upload TARGET to the Hub, where it is kept as well")
-    parser.add_argument("--private", action="store_true", help="with --push-to: make a new repository a private one")
-    options = vars(parser.parse_args(arguments))
-    push_to, private = options.pop("push_to"), options.pop("private")
+    from video_panda_cli.convert import new_parser  # there, `--help` needs no torch
+
     try:
-        if push_to is not None:
-            validate_repo_id(push_to)
-        with cleaning_up_when_terminated():
-            target = convert_checkpoint(**options)
+        convert_and_push(**vars(new_parser().parse_args(arguments)))
     except KeyboardInterrupt:
         sys.exit(130)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UploadError) as error:
         sys.exit(f"video-panda-convert: {error}")
+
+
+def convert_and_push(push_to: str | None, private: bool, **options) -> None:
+    """
+    Does the work of the commands `video-panda convert` and `video-panda-convert`, and prints what it has made.
+
+    Args:
+        push_to (`str`, *optional*):
+            Repository on the Hub to upload the result to.
+        private (`bool`):
+            Whether to create it as a private one.
+        options:
+            Arguments of `convert_checkpoint`.
+
+    Raises:
+        ConversionError: If the source or a setting is wrong.
+        OSError: If the folder cannot be written.
+        UploadError: If the folder is written, but not uploaded.
+    """
+    if push_to is not None:
+        validate_repo_id(push_to)
+    with cleaning_up_when_terminated():
+        target = convert_checkpoint(**options)
     print(target, flush=True)
     if push_to is not None:
         print(push(target, push_to, private))
@@ -503,16 +495,18 @@ def cleaning_up_when_terminated():
 
 
 def push(target: Path, repo_id: str, private: bool) -> str:
-    """Uploads the converted folder and returns its URL. On failure, exits with the command to try again."""
-    from video_panda_hf.hub import push_folder
-
+    """Uploads the converted folder and returns its URL. On failure, the error has the command to try again."""
     try:
         return push_folder(target, repo_id, private=private or None)
     except (OSError, ValueError) as error:
-        sys.exit(
-            f"video-panda-convert: {target} is converted, but not on the Hub: {error}\n"
+        raise UploadError(
+            f"{target} is converted, but not on the Hub: {error}\n"
             f"To try again: video-panda push {target} {repo_id}{' --private' if private else ''}"
-        )
+        ) from error
+
+
+class UploadError(Exception):
+    """A converted checkpoint could not be uploaded. It is kept. The message has the command to try again."""
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ def read_live(
     Reads a video while it comes in, and yields the pictures that it shows at 0, 1/fps, 2/fps … seconds.
 
     The timestamps of the stream decide what is shown when; its first frame is at 0 seconds. A picture is yielded once
-    the stream has reached the next of these times. So by its end it has yielded the frames that a processor with `fps=`
-    takes of the same video as a file. Timestamps that jump by more than a minute, or back, are taken for those of the next frame.
+    the stream has reached the next of these times. So by its end it has yielded the frames that a processor with
+    `fps=` takes of the same video as a file. Timestamps that jump by more than a minute, or back, are a new clock.
 
     Damage does not end the video: what cannot be decoded is left out. Only at the end it is raised as an error.
 
