@@ -1,6 +1,7 @@
 """`video-panda watch`: the same question again and again, about a video that is coming in."""
 
 import argparse
+import collections
 import itertools
 import math
 import queue
@@ -85,35 +86,69 @@ def watch(options: argparse.Namespace) -> int:
     session = VideoPandaSession(
         load_model(), processor, fps=options.fps, system=options.system, max_clips=options.max_clips
     )
-    due, answered, shape = options.every, 0.0, first[1].shape
+    watched = Watched(session, options)
+    due, answered, broken = options.every, 0.0, None
     try:
         for _, picture in itertools.chain([first], pictures):
-            if picture.shape != shape:
-                session.next_video()
-                shape = picture.shape
-            session.add(picture, rate=options.fps)
-            if session.seconds >= due - SLACK:
-                answered = session.seconds
+            watched.add(picture)
+            if watched.seconds >= due - SLACK:
+                answered = watched.seconds
                 due = options.every * (math.floor(answered / options.every + SLACK) + 1)
-                answer(session, options)
-        broken = None
+                answer(watched, options)
     except VideoDecodeError as error:  # it had a beginning
         broken = error
-    if session.seconds > answered:
-        answer(session, options)
+    if watched.seconds > answered:
+        answer(watched, options)
     if broken:
         common.complain(broken)
     return 0
 
 
-def answer(session, options: argparse.Namespace) -> None:
-    begun, now = time.monotonic(), session.seconds
-    text = session.ask(options.question, max_new_tokens=options.max_new_tokens, do_sample=False)
+class Watched:
+    """
+    The pictures of a stream in a session that stays within the language model's context.
+
+    A session that drops old clips goes on counting positions. Before these leave the context, it begins anew with the
+    newest clips.
+    """
+
+    def __init__(self, session, options: argparse.Namespace):
+        self.session, self.fps, self.max_clips = session, options.fps, options.max_clips
+        config = session.model.config
+        context = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
+        question = session.inputs_for(options.question)["input_ids"].shape[1]
+        self.room = context - question - options.max_new_tokens
+        self.clip_size = config.vision_config.frames_per_clip
+        self.newest: collections.deque = collections.deque(maxlen=options.max_clips * self.clip_size)
+        self.pictures = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.pictures / self.fps
+
+    def add(self, picture) -> None:
+        if self.newest and self.newest[-1].shape != picture.shape:
+            self.session.next_video()
+            self.newest.clear()
+        self.newest.append(picture)
+        self.pictures += 1
+        if self.session.add(picture, rate=self.fps):
+            clips = self.session.num_clips
+            position = self.session.num_tokens * clips / min(clips, self.max_clips)  # at most
+            kept = min(clips // 2, self.max_clips, len(self.newest) // self.clip_size)
+            if position * (clips + 1) / clips > self.room and kept:
+                self.session.reset()
+                self.session.add(list(self.newest)[-kept * self.clip_size :], rate=self.fps)
+
+
+def answer(watched: Watched, options: argparse.Namespace) -> None:
+    begun = time.monotonic()
+    text = watched.session.ask(options.question, max_new_tokens=options.max_new_tokens, do_sample=False)
     if options.json:
-        took = round(time.monotonic() - begun, 3)
-        common.print_json(time=round(now, 3), question=options.question, answer=text, seconds=took)
+        times = {"time": round(watched.seconds, 3), "seconds": round(time.monotonic() - begun, 3)}
+        common.print_json(question=options.question, answer=text, **times)
     else:
-        print(f"{clock(now)} {text}", flush=True)
+        print(f"{clock(watched.seconds)} {text}", flush=True)
 
 
 def clock(seconds: float) -> str:
