@@ -25,7 +25,7 @@ import tables
 
 DOCS = REPOSITORY / "docs"
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}
-SOURCES = sorted(Path(video_panda_hf.__file__).parent.rglob("*.py"))
+SOURCES = sorted(Path(video_panda_hf.__file__).parent.parent.glob("video_panda_*/**/*.py"))
 PYTHON = re.compile(r"(?:<!-- ([^\n]*?) -->\n)?```python\n(.*?)```", re.DOTALL)
 WITH_CODE = [page for page, text in PAGES.items() if "<!-- run -->" in text]
 NOT_OURS = {"RowError"}  # never leaves the package

@@ -54,7 +54,7 @@ def private_members_of_bases(is_wanted) -> set[str]:
 
 
 def trees():
-    for file in SOURCES.rglob("*.py"):
+    for file in SOURCES.parent.glob("video_panda_*/**/*.py"):
         yield ast.parse(file.read_text(encoding="utf-8"))
 
 
@@ -96,6 +96,7 @@ def test_private_attributes_that_we_touch_are_listed():
             for node in ast.walk(tree)
             if isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr) and node.attr not in defined
         }
+    touched -= {"_exit"}  # of `os`, whose reference has it
     assert touched == section("Private attributes that we touch")
 
 
