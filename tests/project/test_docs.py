@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import video_panda_cli
 import video_panda_hf
 from helpers.readme import README, REPOSITORY, block
 from video_panda_hf.assets import SHIPPED_CLIPS
@@ -25,7 +26,9 @@ import tables
 
 DOCS = REPOSITORY / "docs"
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md"))}
-SOURCES = sorted(Path(video_panda_hf.__file__).parent.parent.glob("video_panda_*/**/*.py"))
+SOURCES = sorted(
+    file for package in (video_panda_hf, video_panda_cli) for file in Path(package.__file__).parent.rglob("*.py")
+)
 PYTHON = re.compile(r"(?:<!-- ([^\n]*?) -->\n)?```python\n(.*?)```", re.DOTALL)
 WITH_CODE = [page for page, text in PAGES.items() if "<!-- run -->" in text]
 NOT_OURS = {"RowError"}  # never leaves the package
