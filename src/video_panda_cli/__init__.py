@@ -7,8 +7,10 @@ import the standard library only, and `video_panda_hf` once a command has checke
 
 import argparse
 import os
+import runpy
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import suppress
+from importlib.util import find_spec
 
 from . import ask, chat, convert, push, serve, watch
 from .options import FAILED, INTERRUPTED, WRONG_USE, WorkFailed, complain
@@ -39,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # nobody reads the answers any more, as after `| head`
-        sys.stdout = open(os.devnull, "w")  # else Python complains of it at exit
+        with suppress(OSError):  # else Python complains of it at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (WorkFailed, MemoryError) as error:
         complain(error)
@@ -59,15 +62,14 @@ def main(arguments: list[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands. What it returns has `run`, the command's function."""
     parser = argparse.ArgumentParser(prog="video-panda", description=DESCRIPTION)
-    parser.add_argument("--version", action="version", version=f"video-panda-hf {installed_version()}")
+    parser.add_argument("--version", action="version", version=f"video-panda-hf {version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)
     return parser
 
 
-def installed_version() -> str:
-    try:
-        return version("video-panda-hf")
-    except PackageNotFoundError:  # it runs from a folder of source code
-        return "(not installed)"
+def version() -> str:
+    """The version of `video_panda_hf`, without importing it."""
+    (folder,) = find_spec("video_panda_hf").submodule_search_locations
+    return runpy.run_path(os.path.join(folder, "version.py"))["__version__"]

@@ -49,7 +49,6 @@ def ask(options: argparse.Namespace) -> int:
     if options.system is not None:
         messages.insert(0, {"role": "system", "content": options.system})
     sampling = {"num_frames": options.num_frames, "fps": options.fps, "max_frames": options.max_frames}
-    begun = time.monotonic()
     inputs = processor.apply_chat_template(
         messages,
         add_generation_prompt=True,
@@ -60,6 +59,7 @@ def ask(options: argparse.Namespace) -> int:
     )
     model = load_model()
     streamer = None if options.json else new_streamer(processor.tokenizer)
+    begun = time.monotonic()
     output = model.generate(
         **inputs.to(model.device), max_new_tokens=options.max_new_tokens, do_sample=False, streamer=streamer
     )

@@ -142,7 +142,8 @@ def check_model_type(name: str, model_type) -> None:
 
 def is_path(name: str) -> bool:
     """Whether a name can only be a path. A Hub id is `name` or `user/name`."""
-    return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or os.path.exists(name)
+    is_shaped_like_one = name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name
+    return is_shaped_like_one or os.path.exists(name)
 
 
 # Work
@@ -206,4 +207,4 @@ def usable_device(name: str | None):
 
 
 def print_json(**fields) -> None:
-    print(json.dumps(fields, ensure_ascii=False), flush=True)
+    print(json.dumps(fields), flush=True)

@@ -76,6 +76,7 @@ def test_each_command_has_an_example_of_itself(command, capsys):
 def test_ctrl_c_while_it_imports_is_quiet(tmp_path):
     package = tmp_path / "video_panda_hf"
     package.mkdir()
+    (package / "version.py").write_text("__version__ = '1'\n")
     (package / "__init__.py").write_text(
         "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    while True: pass\n"
         "except KeyboardInterrupt as error:\n    raise ImportError('lost') from error\n"

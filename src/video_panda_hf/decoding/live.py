@@ -110,7 +110,8 @@ def _read(source, fps: Fraction, wait: float, budget: Budget) -> Iterator[tuple[
             except StopIteration:
                 break
             except av.FFmpegError as error:  # the connection, the device
-                broken = str(error)
+                is_timeout = isinstance(error, av.error.ExitError)
+                broken = f"nothing came for {budget.limits.url_timeout:g} s" if is_timeout else error.strerror
                 frames = decoder.feed(None)
             for frame in frames:
                 yield from sampler.show(frame)
