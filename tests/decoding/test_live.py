@@ -1,6 +1,9 @@
 """`read_live`: a video that is still coming in, sampled by its timestamps."""
 
+import functools
+import http.server
 import io
+import os
 import threading
 import time
 from fractions import Fraction
@@ -109,6 +112,38 @@ def test_a_file_is_read_on_while_it_grows_and_ends_after_the_wait(tmp_path):
     assert len(read) == 33
     begun = time.monotonic()
     assert len(list(read_live(file, 4.0, wait=0))) == 33 and time.monotonic() - begun < 0.5
+
+
+def test_a_named_pipe_is_read_until_its_writer_closes_it(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=[stream_of(CLIP, "matroska")])
+    writer.start()
+    begun = time.monotonic()
+    assert len(list(read_live(pipe, 8.0, wait=60))) == 22 and time.monotonic() - begun < 30
+    writer.join()
+
+
+def test_a_stream_over_http_is_read_and_may_name_no_file(tmp_path):
+    (tmp_path / "clip.ts").write_bytes(stream_of(CLIP))
+    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:3,\n{}\n#EXT-X-ENDLIST\n"
+    (tmp_path / "list.m3u8").write_text(playlist.format("clip.ts"))
+    (tmp_path / "bad.m3u8").write_text(playlist.format(f"file://{tmp_path}/clip.ts"))
+    handler = functools.partial(QuietHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        for name in ("clip.ts", "list.m3u8"):
+            assert len(list(read_live(f"{address}/{name}", 8.0))) == 22
+        for name in ("bad.m3u8", "none.ts"):
+            with pytest.raises(VideoDecodeError, match=f"{name}': "):
+                list(read_live(f"{address}/{name}", 8.0))
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
 
 
 def test_an_mp4_whose_index_comes_last_is_read_by_seeking(tmp_path):
