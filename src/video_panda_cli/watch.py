@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import itertools
 import math
 import queue
@@ -78,25 +79,25 @@ def watch(options: argparse.Namespace) -> int:
         source = getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
     how = {"limits": DecodeLimits(**(processor.video_processor.decode_limits or {}))}
     how["pixels"] = processor.video_processor.pixels
-    pictures = in_background(read_live(source, options.fps, wait=options.wait, **how))
-    try:
-        first = next(pictures)  # before the model is loaded, which may take long
-    except VideoDecodeError as error:
-        raise common.WorkFailed(error) from error
-    session = VideoPandaSession(
-        load_model(), processor, fps=options.fps, system=options.system, max_clips=options.max_clips
-    )
-    watched = Watched(session, options)
     due, answered, broken = options.every, 0.0, None
-    try:
-        for _, picture in itertools.chain([first], pictures):
-            watched.add(picture)
-            if watched.seconds >= due - SLACK:
-                answered = watched.seconds
-                due = options.every * (math.floor(answered / options.every + SLACK) + 1)
-                answer(watched, options)
-    except VideoDecodeError as error:  # it had a beginning
-        broken = error
+    with contextlib.closing(in_background(read_live(source, options.fps, wait=options.wait, **how))) as pictures:
+        try:
+            first = next(pictures)  # before the model is loaded, which may take long
+        except VideoDecodeError as error:
+            raise common.WorkFailed(error) from error
+        session = VideoPandaSession(
+            load_model(), processor, fps=options.fps, system=options.system, max_clips=options.max_clips
+        )
+        watched = Watched(session, options)
+        try:
+            for _, picture in itertools.chain([first], pictures):
+                watched.add(picture)
+                if watched.seconds >= due - SLACK:
+                    answered = watched.seconds
+                    due = options.every * (math.floor(answered / options.every + SLACK) + 1)
+                    answer(watched, options)
+        except VideoDecodeError as error:  # it had a beginning
+            broken = error
     if watched.seconds > answered:
         answer(watched, options)
     if broken:
@@ -158,22 +159,41 @@ def clock(seconds: float) -> str:
 
 
 def in_background(items: Iterator) -> Iterator:
-    """Yields `items`, which another thread takes. So a stream is read on while an answer is thought about."""
+    """
+    Yields `items`, which another thread takes. So a stream is read on while an answer is thought about.
+
+    When it is closed, it closes `items` as well: no decoder outlives it, unless its thread still waits for the source.
+    """
     taken: queue.Queue = queue.Queue(QUEUED)
+    closed = threading.Event()
+
+    def put(*entry) -> bool:
+        while not closed.is_set():
+            with contextlib.suppress(queue.Full):
+                taken.put(entry, timeout=0.1)
+                return True
+        return False
 
     def take():
         try:
-            for item in items:
-                taken.put((item, None))
-            taken.put((None, None))
+            with contextlib.closing(items):
+                for item in items:
+                    if not put(item, None):
+                        return
+            put(None, None)
         except BaseException as error:
-            taken.put((None, error))
+            put(None, error)
 
-    threading.Thread(target=take, daemon=True, name="video-panda watch").start()
-    while True:
-        item, error = taken.get()
-        if error is not None:
-            raise error
-        if item is None:
-            return
-        yield item
+    thread = threading.Thread(target=take, daemon=True, name="video-panda watch")
+    thread.start()
+    try:
+        while True:
+            item, error = taken.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        closed.set()
+        thread.join(timeout=2)

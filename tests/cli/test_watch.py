@@ -6,13 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from helpers.live_streams import stream_of
 from video_panda_hf import SHIPPED_CLIPS, VideoPandaSession
 from video_panda_hf.cli import main
-from video_panda_hf.decoding import read_live
+from video_panda_hf.decoding import errors, read_live
 
 
 CLIP = SHIPPED_CLIPS / "red_circle_left.mp4"  # 2.75 s, 8 frames a second
@@ -43,6 +44,14 @@ class Screen(io.StringIO):
         if self.new:
             self.new = False
             self.call()
+
+
+@pytest.fixture(autouse=True)
+def no_decoder_outlives_the_command():
+    """A process that is forked later would wait for its threads forever."""
+    yield
+    assert errors._silent_ffmpeg.inside == 0
+    assert "video-panda watch" not in {thread.name for thread in threading.enumerate()}
 
 
 def standard_input(monkeypatch, data: bytes) -> None:
