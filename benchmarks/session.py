@@ -1,6 +1,6 @@
 """Many questions about one video, and a video that grows: a session compared with whole prompts.
 
-    python benchmarks/session.py [--questions 20] [--clips 500] [--json FILE]
+    python benchmarks/session.py [--questions 20] [--clips 500] [--tokens 8] [--json FILE]
 
 In one process, with random weights: STAB at the released size, a Llama of 4 layers, 1,024 wide, and a video of 8
 frames of 448 × 448 pixels (2,184 tokens).
@@ -114,7 +114,8 @@ def questions(count: int, tokens: int) -> dict:
 
 
 def growth(clips: int) -> list[dict]:
-    """Milliseconds for a clip and megabytes, early and late in a long video, without and with `max_clips`."""
+    """Milliseconds for a clip and megabytes, early and late in a long video, without and with `max_clips`; and their
+    slopes after the first tenth, where `max_clips` is reached."""
     model, processor = new_model(SMALL_SIDE, 1 << 20)
     frames = np.random.default_rng(0).integers(0, 256, (4, SMALL_SIDE, SMALL_SIDE, 3), dtype=np.uint8)
     rows = []
@@ -125,6 +126,8 @@ def growth(clips: int) -> list[dict]:
             seconds.append(timed(lambda session=session: session.add(frames, rate=1.0))[0])
             megabytes.append(session.memory_bytes / 1e6)
         tenth = clips // 10
+        blocks = np.arange(tenth, clips - 9, 10)  # medians of 10 clips, because other work disturbs single ones
+        medians = [float(np.median(seconds[start : start + 10])) for start in blocks]
         rows.append(
             {
                 "max_clips": max_clips,
@@ -132,6 +135,8 @@ def growth(clips: int) -> list[dict]:
                 "late_ms": 1e3 * float(np.median(seconds[-tenth:])),
                 "early_megabytes": megabytes[2 * tenth],
                 "late_megabytes": megabytes[-1],
+                "ms_per_100_clips": 1e5 * float(np.polyfit(blocks, medians, 1)[0]),
+                "megabytes_per_clip": (megabytes[-1] - megabytes[tenth]) / (clips - 1 - tenth),
                 "tokens": session.num_tokens,
             }
         )

@@ -106,12 +106,13 @@ def session(result: dict) -> str:
     first = result["first_token_generate_seconds"], result["first_token_session_seconds"]
     lines.append(["first token by `generate`", f"{first[0]:.2f} s", "1.0 ×"])
     lines.append(["first token by a session that has the video", f"{first[1]:.2f} s", f"{first[0] / first[1]:.1f} ×"])
-    heading = ["a clip, early", "a clip, late", "memory, early", "memory, late", "tokens"]
+    heading = ["a clip, early", "late", "slope of 100 clips", "memory, early", "late", "slope of a clip", "tokens"]
     growing = [[f"{result['clips']} clips", *heading]]
     for row in result["growth"]:
         name = f"`max_clips={row['max_clips']}`"
-        milliseconds = [f"{row[key]:.0f} ms" for key in ("early_ms", "late_ms")]
+        milliseconds = [f"{row[key]:.0f} ms" for key in ("early_ms", "late_ms", "ms_per_100_clips")]
         memory = [f"{row[key]:.0f} MB" for key in ("early_megabytes", "late_megabytes")]
+        memory.append(f"{row['megabytes_per_clip']:.2f} MB")
         growing.append([name, *milliseconds, *memory, f"{row['tokens']:,}"])
     return f"{markdown(lines)}\n\n{markdown(growing)}"
 
