@@ -1,6 +1,7 @@
 """Hides log messages that do not concern users of this package."""
 
 import logging
+import sys
 from contextlib import contextmanager
 
 
@@ -27,3 +28,18 @@ def quiet_imports():
     finally:
         for logger in loggers:
             logger.removeFilter(is_error)
+
+
+@contextmanager
+def progress_bars_on_terminals():
+    """transformers' progress bars of loading and saving, unless standard error is a file or a pipe."""
+    from transformers.utils import logging  # not above: it must be imported in `quiet_imports`
+
+    hidden = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if hidden:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hidden:
+            logging.enable_progress_bar()

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 import threading
 from fractions import Fraction
 
@@ -292,6 +293,52 @@ def test_what_is_added_runs_through_the_model_alone(llama, frames, monkeypatch):
     for start in range(0, 40, 4):
         session.add(frames[start : start + 4], rate=RATE)
     assert len(set(lengths[1:])) == 1 and lengths[1] == 4 * len(session._videos[0].frame_ids)
+
+
+# With the time before each clip
+
+
+@pytest.mark.parametrize("fps", [1.7, 5.0])
+def test_with_timestamps_the_prompt_is_still_the_processors(pair, clip, frames, fps):
+    model, processor = pair
+    session = VideoPandaSession(model, processor, fps=fps, timestamps=True)
+    session.add(clip)
+    session.next_video()
+    for start in range(0, FRAMES, 7):
+        session.add(frames[start : start + 7], rate=RATE)
+    session.add_picture(Image.fromarray(frames[7]))
+    messages = [{"role": "user", "content": content_of(clip, clip, Image.fromarray(frames[7]), QUESTION)}]
+    settings = {"fps": fps, "timestamps": True}
+    inputs = processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True, **settings
+    )
+    assert_same(session, inputs)
+
+
+def test_dropped_clips_take_their_times_with_them(llama, frames):
+    model, processor = llama
+    bounded, free = (VideoPandaSession(model, processor, fps=RATE, max_clips=n, timestamps=True) for n in (2, None))
+    for session in (bounded, free):
+        for start in range(0, 60, 6):
+            session.add(frames[start : start + 6], rate=RATE)
+    text = processor.decode(bounded.inputs_for(QUESTION)["input_ids"][0])
+    assert "".join(re.findall(r"[\d:]{5}|<row>(?!<)", text)).replace("<row>", "") == "00:0000:0200:02"
+    kept = np.isin(free._cached.positions, bounded._cached.positions)
+    assert free._cached.ids[kept].tolist() == bounded._cached.ids.tolist()
+    assert kept.sum() < len(free._cached)
+
+
+def test_a_session_follows_a_processor_that_writes_times(llama, clip, tmp_path):
+    model, processor = llama
+    processor = copy.deepcopy(processor)
+    processor.video_processor.timestamps = True
+    session = VideoPandaSession(model, processor, fps=5.0)
+    session.add(clip, end=1.3)
+    session.save(tmp_path / "session")
+    session = VideoPandaSession.load(tmp_path / "session", model, processor)
+    session.add(clip, start=1.3)
+    assert_same(session, whole(processor, clip, QUESTION))
+    assert "00:02" in processor.decode(session.inputs_for(QUESTION)["input_ids"][0])
 
 
 # Bounded

@@ -16,6 +16,7 @@ from .errors import (
     VideoNetworkError,
     VideoNotFoundError,
     VideoUnreadableError,
+    limits_of,
 )
 from .live import read_live
 from .pictures import decode_image, decode_picture, rgb_of
@@ -40,6 +41,7 @@ __all__ = [
     "decode_picture",
     "decode_video",
     "decode_video_or_picture",
+    "limits_of",
     "read_live",
     "rgb_of",
 ]

@@ -5,7 +5,7 @@ import threading
 import time
 import traceback
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import av
 import av.logging
@@ -89,6 +89,16 @@ class DecodeLimits:
     max_url_bytes: int | None = 2 * 2**30
     max_seconds: float | None = 600.0
     url_timeout: float = 20.0
+
+
+def limits_of(given: DecodeLimits | dict | None) -> DecodeLimits | None:
+    """Limits that may be given as a dictionary. Raises `ValueError` for one that does not exist."""
+    if given is None or isinstance(given, DecodeLimits):
+        return given
+    known = [field.name for field in fields(DecodeLimits)]
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"`decode_limits` has {unknown}, but the limits are {known}")
+    return DecodeLimits(**given)
 
 
 # In messages: how to decode what is left of a damaged video.

@@ -40,9 +40,6 @@ class ClipGroup:
         cells = cells if self.cells is None else cells[self.cells]
         return patches + cells if self.patches is None else patches.index_add(0, self.patches, cells)
 
-    def to(self, device) -> "ClipGroup":
-        return move(self, device)
-
 
 @dataclass
 class VideoLayout:
@@ -164,40 +161,31 @@ def check_grids(pixel_shape: torch.Size, grids: torch.LongTensor, config: VideoP
         raise ValueError(
             f"`video_grid_thw` must have shape (videos, 3): frames, rows, columns of each. Got {tuple(grids.shape)}."
         )
-    times, rows, columns = grids.unbind(1)
     side = config.image_size // config.patch_size
     merge, clip = config.spatial_merge_size, config.frames_per_clip
 
-    video = first((times != 1) & ((times < 1) | (times % clip != 0)))
-    if video is not None:
-        raise ValueError(
-            f"Video {video} has {times[video]} frames: a video needs 1 frame or a multiple of frames_per_clip={clip}. "
-            "Sample another number of frames, or repeat the last one."
-        )
-    video = first((rows < 1) | (columns < 1) | (rows % merge != 0) | (columns % merge != 0))
-    if video is not None:
-        raise ValueError(
-            f"Video {video} has {rows[video]} x {columns[video]} patches: both must be positive multiples of "
-            f"spatial_merge_size={merge}."
-        )
-    video = first((rows > side) | (columns > side)) if config.pad_to_square else None
-    if video is not None:
-        raise ValueError(
-            f"Video {video} has {rows[video]} x {columns[video]} patches, which do not fit the canvas of {side} x "
-            f"{side} (image_size={config.image_size}, patch_size={config.patch_size}). Resize it, or set "
-            "pad_to_square=False for a model that is trained without a canvas."
-        )
+    for video, (t, h, w) in enumerate(grids.tolist()):
+        if t != 1 and (t < 1 or t % clip):
+            raise ValueError(
+                f"Video {video} has {t} frames: a video needs 1 frame or a multiple of frames_per_clip={clip}. "
+                "Sample another number of frames, or repeat the last one."
+            )
+        if min(h, w) < 1 or h % merge or w % merge:
+            raise ValueError(
+                f"Video {video} has {h} x {w} patches: both must be positive multiples of spatial_merge_size={merge}."
+            )
+        if config.pad_to_square and max(h, w) > side:
+            raise ValueError(
+                f"Video {video} has {h} x {w} patches, which do not fit the canvas of {side} x {side} (image_size="
+                f"{config.image_size}, patch_size={config.patch_size}). Resize it, or set pad_to_square=False for a "
+                "model that is trained without a canvas."
+            )
     expected = int(grids.prod(1).sum())
     if expected != pixel_shape[0]:
         raise ValueError(
             f"`video_grid_thw` {grids.tolist()} describes {expected} patches, but `pixel_values_videos` has "
             f"{pixel_shape[0]}."
         )
-
-
-def first(is_bad: torch.BoolTensor) -> int | None:
-    """The first place where something is bad, `None` where all is well."""
-    return int(is_bad.int().argmax()) if bool(is_bad.any()) else None
 
 
 def group_clips(rows, columns, first_patch, is_image, side, merge, frames_per_clip):
@@ -265,6 +253,6 @@ def move(layout, device):
             return value.to(device, non_blocking=True)
         if isinstance(value, list):
             return [moved(item) for item in value]
-        return value.to(device) if isinstance(value, ClipGroup) else value
+        return move(value, device) if isinstance(value, ClipGroup) else value
 
     return replace(layout, **{field.name: moved(getattr(layout, field.name)) for field in fields(layout)})

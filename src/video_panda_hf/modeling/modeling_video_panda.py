@@ -9,8 +9,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
@@ -21,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple, torch_compilable_check
 
 from .configuration_video_panda import VideoPandaConfig, VideoPandaVisionConfig
+from .layout_video_panda import VideoLayout
 from .modeling_video_panda_vision import VideoPandaPreTrainedModel, VideoPandaVisionModel
 
 
@@ -50,13 +49,9 @@ class VideoPandaModelOutputWithPast(BaseModelOutputWithPast):
 
 @dataclass
 class VideoPandaCausalLMOutputWithPast(CausalLMOutputWithPast):
-    r"""
-    A causal LM's output (`loss`, `logits`, cache, `hidden_states`, `attentions`) and, beside it:
-
-    video_hidden_states (`torch.FloatTensor` of shape `(tokens of all videos, text hidden size)`, *optional*):
-        The projected tokens that stand at the placeholders.
-    video_outputs (`BaseModelOutputWithPooling`, *optional*):
-        The same as `pooler_output`: one tensor `(tokens, text hidden size)` per video.
+    """
+    A causal LM's output (`loss`, `logits`, cache, `hidden_states`, `attentions`) and, beside it, what
+    [`VideoPandaModelOutputWithPast`] has.
     """
 
     video_hidden_states: torch.FloatTensor | None = None
@@ -252,41 +247,16 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             video_token_id, row_token_id (`int`, *optional*):
                 Ids of `<video>` and `<row>`. Defaults to the next two of the LM's tokenizer, as in the processor.
             kwargs:
-                What `AutoModelForCausalLM.from_pretrained` takes: `dtype`, `device_map`, `revision`, `token`, …
+                What `AutoModelForCausalLM.from_pretrained` takes: `dtype`, `device_map`, `revision`, `gguf_file`, …
 
         Raises:
             ValueError: if the LM's head is more than a linear map, which this model could not reproduce.
         """
-        if video_token_id is None or row_token_id is None:
-            hub_options = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "trust_remote_code")
-            tokenizer = AutoTokenizer.from_pretrained(
-                pretrained_model_name_or_path, **{key: kwargs[key] for key in hub_options if key in kwargs}
-            )
-            tokenizer.add_tokens(["<video>", "<row>"], special_tokens=True)
-            video_token_id, row_token_id = tokenizer.convert_tokens_to_ids(["<video>", "<row>"])
-
-        text_model = AutoModelForCausalLM.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        config = cls.config_class(
-            vision_config=vision_config,
-            text_config=text_model.config,
-            video_token_id=video_token_id,
-            row_token_id=row_token_id,
-            dtype=text_model.dtype,
-        )
-        with torch.device("meta"):  # no memory for a second LM: the loaded one replaces it below
-            model = cls(config)
-        head = text_model.get_output_embeddings()
-        projector = VideoPandaProjector(config)
-        projector.apply(model._init_weights)
-        model.model.vision_tower = VideoPandaVisionModel(config.vision_config).to(head.weight.device, text_model.dtype)
-        model.model.multi_modal_projector = projector.to(head.weight.device, text_model.dtype)
-        model.model.language_model = text_model.base_model
-        model.lm_head = head
-        check_same_logits(text_model, model)
-        if max(video_token_id, row_token_id) >= config.text_config.vocab_size:
-            model.resize_token_embeddings(max(video_token_id, row_token_id) + 1)
-        model.generation_config = text_model.generation_config
-        return model.eval()
+        try:
+            from video_panda_hf.modeling.new_model import model_around
+        except ImportError as error:  # this file came with a checkpoint, and the package is not installed
+            raise ImportError("A new model needs the package video-panda-hf: `pip install video-panda-hf`.") from error
+        return model_around(cls, pretrained_model_name_or_path, vision_config, video_token_id, row_token_id, **kwargs)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -322,23 +292,6 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
                 sequence)`, which gives logits `(kept, vocabulary)` and, of the labels, those that follow a kept
                 position. In training, logits take most of the memory, and a long video before a short answer has far
                 more positions than labels.
-
-        Example:
-
-        ```python
-        processor = AutoProcessor.from_pretrained("path/to/checkpoint")
-        model = AutoModelForImageTextToText.from_pretrained("path/to/checkpoint")
-        content = [{"type": "video", "video": "clip.mp4"}, {"type": "text", "text": "What happens in the video?"}]
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-        output = model.generate(**inputs, max_new_tokens=64)
-        print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-        ```
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -384,8 +337,11 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             inputs, generation_config, logits_processor, kwargs:
                 As in [`~transformers.GenerationMixin.generate`], and the inputs that the processor returns.
 
+        With a cache, `input_ids` are the whole conversation; its videos whose tokens are in the cache are left out.
+
         Raises:
-            ValueError: for a `prefill_chunk_size` with videos, which would cut a video's tokens apart.
+            ValueError: for a prompt longer than the language model's context, and for a `prefill_chunk_size` with
+                videos, which would cut a video's tokens apart.
         """
 
         def setting(name):
@@ -394,6 +350,12 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             configured = [getattr(config, name, None) for config in (generation_config, self.generation_config)]
             return next((value for value in configured if value is not None), None)
 
+        input_ids = kwargs.get("input_ids") if inputs is None else inputs
+        self._check_length(input_ids, kwargs.get("attention_mask"), kwargs.get("video_grid_thw"))
+        cache = kwargs.get("cache") if kwargs.get("past_key_values") is None else kwargs["past_key_values"]
+        cached = 0 if cache is None else cache.get_seq_length()
+        if cached and input_ids is not None and kwargs.get("pixel_values_videos") is not None:
+            self._leave_out_cached_videos(input_ids, cached, kwargs)
         encoded = (kwargs.get("mm_encoder_outputs") or {}).get("video")
         if encoded is not None or kwargs.get("pixel_values_videos") is not None:
             if (chunk_size := setting("prefill_chunk_size")) is not None:
@@ -407,13 +369,44 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
                 videos = [kwargs.pop(name, None) for name in ("pixel_values_videos", "video_grid_thw")]
                 kwargs.pop("mm_encoder_outputs", None)
                 features = (encoded or self.get_video_features(*videos, return_dict=True)).pooler_output
-                input_ids = kwargs.get("input_ids") if inputs is None else inputs
-                kwargs["input_features"] = self._by_prompt(features, input_ids, kwargs.get("inputs_embeds"))
+                new_ids = None if input_ids is None else input_ids[:, cached:]
+                kwargs["input_features"] = self._by_prompt(features, new_ids, kwargs.get("inputs_embeds"))
         placeholders = PlaceholdersLogitsProcessor(
             [self.config.video_token_id, self.config.row_token_id], device=self.device
         )
         logits_processor = LogitsProcessorList([placeholders, *(logits_processor or [])])
         return super().generate(inputs, generation_config, logits_processor, **kwargs)
+
+    def _check_length(self, input_ids, attention_mask, video_grid_thw) -> None:
+        """Raises `ValueError` for a prompt that is longer than the language model's context."""
+        context = context_length(self.config.get_text_config())
+        if input_ids is None or context is None or input_ids.shape[1] <= context:
+            return
+        length = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(1).max())
+        if length > context:
+            advice, of_videos = "Shorten it.", int(self.model.find_placeholders(input_ids).sum())
+            if of_videos and video_grid_thw is not None and len(input_ids) == 1:
+                frames = int(video_grid_thw[:, 0].sum())
+                fitting = max(0, frames * (context - length + of_videos) // of_videos)
+                fitting -= fitting % self.config.vision_config.frames_per_clip
+                advice = f"It has {frames} frames of video; about {fitting} would fit."
+            raise ValueError(f"the prompt has {length} tokens, and the language model's context {context}. {advice}")
+
+    def _leave_out_cached_videos(self, input_ids, cached: int, kwargs: dict) -> None:
+        """Takes the videos whose tokens are among the first `cached` of a prompt out of `kwargs`."""
+        pixels, grids = kwargs["pixel_values_videos"], kwargs["video_grid_thw"].cpu()
+        lengths = VideoLayout.of(pixels, grids, self.config.vision_config).tokens_per_video
+        positions = self.model.find_placeholders(input_ids).nonzero()[:, 1].cpu()
+        if sum(lengths) != len(positions):
+            return  # the caller has left them out
+        parts = positions.split(lengths)
+        if cut := [i for i, part in enumerate(parts) if part.min() < cached <= part.max()]:
+            raise ValueError(f"the cache of {cached} tokens ends in the middle of video {cut[0]}: crop it before that")
+        is_new = torch.stack([part.min() >= cached for part in parts])
+        del kwargs["pixel_values_videos"], kwargs["video_grid_thw"]
+        if is_new.any():
+            rows = is_new.repeat_interleave(grids.prod(1)).to(pixels.device)
+            kwargs |= {"pixel_values_videos": pixels[rows], "video_grid_thw": grids[is_new]}
 
     def _by_prompt(self, features, input_ids, inputs_embeds) -> torch.Tensor:
         """`features` of each video → those of each prompt, padded at the end: (batch, tokens, text hidden size)."""
@@ -431,20 +424,17 @@ class PlaceholdersLogitsProcessor(SuppressTokensLogitsProcessor):
     """
 
 
+def context_length(config) -> int | None:
+    """The number of tokens that a language model is made for, as its rotary embedding may have been stretched."""
+    longest = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    stretched = [
+        (kind.get("original_max_position_embeddings") or longest or 0) * (kind.get("factor") or 1) for kind in kinds
+    ]
+    return longest and int(max([longest, *stretched]))
+
+
 def labels_after(labels: torch.Tensor) -> torch.Tensor:
     """The label for each position's logits, which is the next position's: (rows, tokens), -100 where there is none."""
     return nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
-
-
-@torch.no_grad()
-def check_same_logits(text_model: nn.Module, model: VideoPandaForConditionalGeneration) -> None:
-    """Raises `ValueError` if the model around a causal LM does not give the LM's own logits for a text prompt."""
-    input_ids = torch.arange(4, device=text_model.get_input_embeddings().weight.device)[None]
-    training, _ = text_model.training, text_model.eval()
-    expected, got = text_model(input_ids).logits, model(input_ids).logits
-    text_model.train(training)
-    if not torch.allclose(expected.float(), got.float(), rtol=1e-3, atol=1e-3):
-        raise ValueError(
-            f"{type(text_model).__name__} does more than a linear LM head after its last hidden state (soft-capped or "
-            "scaled logits, say), which Video-Panda's head would drop. Choose a causal LM with a plain LM head."
-        )

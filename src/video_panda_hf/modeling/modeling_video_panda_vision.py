@@ -6,8 +6,7 @@ videos of a batch in one row, whatever their shapes and lengths; which patch is 
 `layout_video_panda.py`, so nothing here waits for the device.
 """
 
-import sys
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +15,16 @@ from torch import nn
 from transformers import GradientCheckpointingLayer, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import can_return_tuple, logging
+from transformers.utils import can_return_tuple
 
 from .configuration_video_panda import VideoPandaConfig, VideoPandaVisionConfig
 from .layout_video_panda import VideoLayout
+
+
+try:
+    from video_panda_hf.quiet import progress_bars_on_terminals
+except ImportError:  # this file came with a checkpoint, and the package is not installed
+    progress_bars_on_terminals = nullcontext  # type: ignore[assignment]
 
 
 @dataclass
@@ -106,19 +111,6 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
                 init.normal_(module.row_embedding, std=module.row_embedding.shape[0] ** -0.5)
             if module.lste is not None:  # here, because LSTE itself has no parameter and is not visited
                 init.zeros_(module.lste.expand.weight)
-
-
-@contextmanager
-def progress_bars_on_terminals():
-    """transformers' progress bars of loading and saving, unless standard error is a file or a pipe."""
-    hidden = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
-    if hidden:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if hidden:
-            logging.enable_progress_bar()
 
 
 class VideoPandaVisionModel(VideoPandaPreTrainedModel):

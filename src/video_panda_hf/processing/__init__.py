@@ -2,7 +2,7 @@
 
 from video_panda_hf.decoding import DecodeLimits, VideoDecodeError, VideoDecodeWarning, decode_video
 
-from .processing_video_panda import ROW_TOKEN, VIDEO_TOKEN, VideoPandaProcessor
+from .processing_video_panda import ROW_TOKEN, VIDEO_TOKEN, VideoPandaProcessor, timestamp
 from .templates import read_template
 from .video_processing_video_panda import SETTINGS, VideoPandaVideoProcessor, rgb_frames
 
@@ -22,4 +22,5 @@ __all__ = [
     "VideoPandaVideoProcessor",
     "decode_video",
     "rgb_frames",
+    "timestamp",
 ]

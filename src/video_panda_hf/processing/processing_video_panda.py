@@ -14,9 +14,9 @@ from .video_processing_video_panda import VideoPandaVideoProcessor
 
 
 try:
-    from video_panda_hf.processing import answers, literals, templates
+    from video_panda_hf.processing import answers, lengths, literals, templates
 except ImportError:  # this file came with a checkpoint, and the package is not installed
-    answers = literals = templates = None  # type: ignore[assignment]
+    answers = lengths = literals = templates = None  # type: ignore[assignment]
 
 IMAGE_TOKEN = "<image>"  # in prompts only: a picture is a video of one frame, so the model's token is `<video>`
 VIDEO_TOKEN = "<video>"
@@ -64,6 +64,7 @@ class VideoPandaProcessor(ProcessorMixin):
         patch_size: int = 14,
         chat_template: str | None = None,
         use_row_tokens: bool = True,
+        gguf_file: str | None = None,
         **kwargs,
     ) -> "VideoPandaProcessor":
         """
@@ -84,6 +85,8 @@ class VideoPandaProcessor(ProcessorMixin):
                 `CHAT_TEMPLATE`.
             use_row_tokens (`bool`, *optional*, defaults to `True`):
                 As in the model's vision configuration.
+            gguf_file (`str`, *optional*):
+                A file of the LLM in GGUF that has its tokenizer.
             kwargs:
                 Further settings of `VideoPandaVideoProcessor`.
 
@@ -91,7 +94,7 @@ class VideoPandaProcessor(ProcessorMixin):
             ValueError: if the tokenizer has neither a padding nor an end-of-sequence token.
         """
         need_package(templates, "A new processor")
-        tokenizer, own_template = templates.for_videos(tokenizer_or_path, [VIDEO_TOKEN, ROW_TOKEN])
+        tokenizer, own_template = templates.for_videos(tokenizer_or_path, [VIDEO_TOKEN, ROW_TOKEN], gguf_file)
         video_processor = VideoPandaVideoProcessor(size={"longest_edge": image_size}, patch_size=patch_size, **kwargs)
         return cls(video_processor, tokenizer, chat_template or own_template, use_row_tokens)
 
@@ -130,11 +133,14 @@ class VideoPandaProcessor(ProcessorMixin):
         """
         if "images_kwargs" in kwargs:  # one processor prepares both
             kwargs["videos_kwargs"] = {**kwargs.pop("images_kwargs"), **kwargs.get("videos_kwargs", {})}
-        if text is None or literals is None or not literals.are_in(text):
-            return super().__call__(images=images, text=text, videos=videos, **kwargs)
-        with_offsets = {**kwargs, **literals.WITH_OFFSETS}
-        inputs = super().__call__(images=images, text=text, videos=videos, **with_offsets)
-        return literals.as_text(inputs, text, self.tokenizer, kwargs)
+        has_literals = literals is not None and text is not None and literals.are_in(text)
+        options = {**kwargs, **literals.WITH_OFFSETS} if has_literals else kwargs
+        inputs = super().__call__(images=images, text=text, videos=videos, **options)
+        if text is not None and has_literals:
+            inputs = literals.as_text(inputs, text, self.tokenizer, kwargs)
+        if lengths is not None:
+            lengths.warn_if_too_long(inputs, self)
+        return inputs
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         """Pictures and videos in one list, in the order of the prompts, where `<video>` then stands for each."""
@@ -165,32 +171,42 @@ class VideoPandaProcessor(ProcessorMixin):
     def validate_inputs(self, *args, **kwargs):
         """`prepare_inputs_layout` has done it."""
 
-    def _process_videos(self, videos, **kwargs):
-        inputs = self.video_processor(videos, **kwargs)
-        return inputs, [self.replace_video_token(inputs, i, **kwargs) for i in range(len(inputs["video_grid_thw"]))]
+    def _process_videos(self, videos, return_metadata=None, timestamps=None, **kwargs):
+        timestamps = self.video_processor.timestamps if timestamps is None else timestamps
+        inputs = self.video_processor(videos, return_metadata=return_metadata or timestamps, **kwargs)
+        metadata = inputs["video_metadata"] if return_metadata else inputs.pop("video_metadata", None)
+        times = metadata if timestamps else [None] * len(inputs["video_grid_thw"])
+        texts = [self.replace_video_token(inputs, i, metadata=times[i], **kwargs) for i in range(len(times))]
+        return inputs, texts
 
-    def replace_video_token(self, video_inputs: dict, video_idx: int, **kwargs) -> str:
-        """The tokens of one video, per frame: context, then every row of tokens and `<row>` (paper eq. 15-17)."""
+    def replace_video_token(self, video_inputs: dict, video_idx: int, metadata=None, **kwargs) -> str:
+        """The tokens of one video, per frame: context, then every row of tokens and `<row>` (paper eq. 15-17). With
+        `metadata`, the time of each clip stands before it."""
         merge_size = kwargs.get("merge_size") or self.video_processor.merge_size
         t, h, w = (int(n) for n in video_inputs["video_grid_thw"][video_idx])
         row = self.video_token * (w // merge_size) + self.row_token * self.use_row_tokens
-        return (self.video_token + row * (h // merge_size)) * t + self.after_video
+        frame = self.video_token + row * (h // merge_size)
+        if metadata is None or t == 1:
+            return frame * t + self.after_video
+        if metadata.fps is None or metadata.frames_indices is None:
+            raise ValueError(
+                f"`timestamps` need the rate of video {video_idx}: give `video_metadata` with `fps` and "
+                "`total_num_frames`, or a video file"
+            )
+        clip = kwargs.get("frames_per_clip") or self.video_processor.frames_per_clip
+        times = [timestamp(index / metadata.fps) for index in metadata.frames_indices[::clip]]
+        return "".join(time + frame * clip for time in times) + self.after_video
 
     def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
         """The tokens of pictures of (height, width) and of sampled videos of (frames, height, width), for engines."""
-        settings = {**kwargs, **kwargs.get("videos_kwargs", {})}
-        merge_size = settings.get("merge_size") or self.video_processor.merge_size
-
-        def counts(sizes) -> tuple[list[int], list[int]]:
-            grids = [(t, *self.video_processor.grid_of(h, w, **settings)) for t, h, w in sizes]
-            tokens = [t * (1 + h // merge_size * (w // merge_size + self.use_row_tokens)) for t, h, w in grids]
-            return tokens, [t * h * w for t, h, w in grids]
-
+        settings = {**kwargs, **kwargs.get("videos_kwargs", {}), "use_row_tokens": self.use_row_tokens}
+        tokens, patches = self.video_processor.tokens_of_frame, self.video_processor.get_num_of_video_patches
         data = {}
         if image_sizes is not None:
-            data["num_image_tokens"], data["num_image_patches"] = counts([(1, h, w) for h, w in image_sizes])
+            data["num_image_tokens"] = [tokens(h, w, **settings) for h, w in image_sizes]
+            data["num_image_patches"] = [patches(1, h, w, settings) for h, w in image_sizes]
         if video_sizes is not None:
-            data["num_video_tokens"], _ = counts(video_sizes)
+            data["num_video_tokens"] = [t * tokens(h, w, **settings) for t, h, w in video_sizes]
         return MultiModalData(**data)
 
     def apply_chat_template(
@@ -215,19 +231,13 @@ class VideoPandaProcessor(ProcessorMixin):
         Args:
             conversation (`list[dict]` or `list[list[dict]]`):
                 The messages, or a list of conversations.
-            chat_template (`str`, *optional*):
-                A template, or the name of one of the processor's.
-            tokenize (`bool`, *optional*, defaults to `False`):
-                Whether to return tokens instead of text.
-            return_dict (`bool`, *optional*, defaults to `False`):
-                Whether to return all inputs of the model, with `tokenize=True`.
             return_assistant_tokens_mask (`bool`, *optional*, defaults to `False`):
                 Adds `assistant_masks`: 1 for the tokens of the answers and their end token, even if the template
                 writes that outside `{% generation %}`.
             processor_kwargs (`dict`, *optional*):
                 Settings of the video processor and the tokenizer. They may be given by name as well.
-            kwargs:
-                Variables of the template, and the arguments of [`~transformers.ProcessorMixin.apply_chat_template`].
+            chat_template, tokenize, return_dict, kwargs:
+                As in [`~transformers.ProcessorMixin.apply_chat_template`], and variables of the template.
 
         Raises:
             ValueError: for `return_assistant_tokens_mask` with a template that has no `{% generation %}` and alters
@@ -279,6 +289,11 @@ def token_id(tokenizer, token: str) -> int:
             f"or add {VIDEO_TOKEN} and {ROW_TOKEN} with tokenizer.add_tokens([...], special_tokens=True)"
         )
     return found
+
+
+def timestamp(seconds: float) -> str:
+    """Minutes and seconds, rounded: 3661 → "61:01"."""
+    return "{:02}:{:02}".format(*divmod(int(seconds + 0.5), 60))
 
 
 def space_after_video(tokenizer) -> str:

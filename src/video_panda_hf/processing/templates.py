@@ -12,7 +12,9 @@ OTHER_ROLES = ["developer", "tool", "tool_response", "function", "ipython", "obs
 OTHER_ROLES += ["document", "documents", "available_tools", "model"]
 
 
-def for_videos(tokenizer_or_path, tokens: list[str]) -> tuple[PreTrainedTokenizerBase, str | dict]:
+def for_videos(
+    tokenizer_or_path, tokens: list[str], gguf_file: str | None = None
+) -> tuple[PreTrainedTokenizerBase, str | dict]:
     """
     The tokenizer of a new model around a causal LM, and its chat template.
 
@@ -21,6 +23,8 @@ def for_videos(tokenizer_or_path, tokens: list[str]) -> tuple[PreTrainedTokenize
             Folder or Hub id of the LLM, or its tokenizer, which is copied.
         tokens (`list[str]`):
             The special tokens to add.
+        gguf_file (`str`, *optional*):
+            The file in the folder or repository, if the LLM is there as GGUF.
 
     Returns:
         `tuple`: The tokenizer, which pads on the left and has no chat template, and the LLM's template for messages
@@ -30,7 +34,7 @@ def for_videos(tokenizer_or_path, tokens: list[str]) -> tuple[PreTrainedTokenize
         ValueError: if the tokenizer has neither a padding nor an end-of-sequence token.
     """
     if isinstance(tokenizer_or_path, (str, Path)):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_or_path, gguf_file=gguf_file)
     else:
         tokenizer = copy.deepcopy(tokenizer_or_path)
     added = [AddedToken(token, special=True, normalized=False) for token in tokens]

@@ -56,6 +56,11 @@ class VideoPandaVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore
     pixels (`str`, *optional*, defaults to `"stored"`):
         `"stored"` reads the pixels of a file as they are, as the released weights were trained. `"displayed"` reads
         what a player shows, see `decode_video`.
+    max_video_tokens (`int`, *optional*):
+        The most tokens that a video may take: it gets fewer frames, a multiple of `frames_per_clip`. `<row>` counts.
+    timestamps (`bool`, *optional*, defaults to `False`):
+        Whether the processor writes the time (`mm:ss`) before the tokens of each clip. The released weights have not
+        seen it.
     """
 
     patch_size: int
@@ -65,6 +70,8 @@ class VideoPandaVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore
     decode_limits: dict | Any | None
     strict_decoding: bool
     pixels: str
+    max_video_tokens: int | None
+    timestamps: bool
 
 
 class VideoPandaVideoProcessor(BaseVideoProcessor):
@@ -111,14 +118,16 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
     decode_limits = None
     strict_decoding = True
     pixels = "stored"
+    max_video_tokens = None
+    timestamps = False
     valid_kwargs = VideoPandaVideoProcessorKwargs
     model_input_names = ["pixel_values_videos", "video_grid_thw"]
     temporal_patch_size = property(lambda self: self.frames_per_clip)  # engines call it so
 
     def __init__(self, **kwargs: Unpack[VideoPandaVideoProcessorKwargs]):
         check_sampling(**kwargs)
-        if kwargs.get("decode_limits") is not None:  # as a dictionary, which JSON can hold
-            kwargs["decode_limits"] = dict_of(limits_of(kwargs["decode_limits"]))
+        if decoding is not None and (limits := decoding.limits_of(kwargs.get("decode_limits"))) is not None:
+            kwargs["decode_limits"] = dataclasses.asdict(limits)  # a dictionary, which JSON can hold
         super().__init__(**kwargs)
         if self.fps is not None:
             self.num_frames = None
@@ -154,30 +163,38 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
         return super().preprocess(videos, **kwargs)
 
     def sample_frames(
-        self,
-        metadata: VideoMetadata,
-        num_frames: int | None = None,
-        fps: float | None = None,
-        max_frames: int | None = None,
-        frames_per_clip: int | None = None,
-        **kwargs,
+        self, metadata, num_frames=None, fps=None, max_frames=None, frames_per_clip=None, max_video_tokens=None, **rest
     ) -> np.ndarray:
         """The frames to take of a video, int64 indices; see the class for the rules. `metadata` needs
-        `total_num_frames`, and `fps` for sampling by rate."""
+        `total_num_frames`, `fps` for sampling by rate, and `height` and `width` for `max_video_tokens`."""
         if num_frames is None and fps is None:
             num_frames, fps = self.num_frames, self.fps
         max_frames = self.max_frames if max_frames is None else max_frames
         frames_per_clip = frames_per_clip or self.frames_per_clip
         check_sampling(num_frames, fps, max_frames, frames_per_clip)
+        if (budget := max_video_tokens or self.max_video_tokens) is not None:
+            fitting = self._frames_within(budget, metadata, frames_per_clip, rest)
+            num_frames = num_frames and min(num_frames, fitting)
+            max_frames = fitting if max_frames is None else min(max_frames, fitting)
 
         if fps is None:
-            return sample_frame_indices(metadata.total_num_frames, metadata.fps, num_frames)  # type: ignore[arg-type]
+            return sample_frame_indices(metadata.total_num_frames, metadata.fps, num_frames)
         if metadata.fps is None:
             raise ValueError(
                 "sampling by `fps` needs the video's own rate: give `video_metadata` with `fps` and "
                 "`total_num_frames`, or give `num_frames`"
             )
         return sample_frame_indices_by_rate(metadata.total_num_frames, metadata.fps, fps, max_frames, frames_per_clip)
+
+    def _frames_within(self, budget: int, metadata: VideoMetadata, frames_per_clip: int, settings: dict) -> int:
+        """How many frames of a video take at most `budget` tokens."""
+        tokens = frames_per_clip * self.tokens_of_frame(metadata.height, metadata.width, **settings)
+        if budget < tokens:
+            raise ValueError(
+                f"`max_video_tokens` = {budget}, but one clip of this video of {metadata.width}×{metadata.height} "
+                f"pixels takes {tokens}"
+            )
+        return budget // tokens * frames_per_clip
 
     def fetch_videos(self, video_url_or_urls, sample_indices_fn=None):
         """Decode a video → (frames (T, H, W, 3) uint8, metadata), or a list of them → [all frames, all metadata]."""
@@ -189,7 +206,8 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
 
     def _how_to_decode(self, decode_limits=None, strict_decoding=None, pixels=None) -> dict:
         strict = self.strict_decoding if strict_decoding is None else strict_decoding
-        limits = limits_of(decode_limits or self.decode_limits)
+        limits = decode_limits or self.decode_limits
+        limits = limits if decoding is None else decoding.limits_of(limits)
         return {"limits": limits, "strict": strict, "pixels": pixels or self.pixels}
 
     def _decode_and_sample_videos(self, videos, video_metadata=None, do_sample_frames=None, sample_indices_fn=None):
@@ -223,6 +241,8 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
             return video, metadata
         if metadata.total_num_frames != len(video):
             raise ValueError(f"video_metadata says {metadata.total_num_frames} frames, the video has {len(video)}")
+        if metadata.height is None:
+            metadata.height, metadata.width = rgb_frames(video[:1]).shape[2:]
         indices = sample_indices_fn(metadata=metadata)
         metadata.frames_indices = indices
         return [video[i] for i in indices] if isinstance(video, list) else video[indices], metadata
@@ -290,6 +310,12 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
         if given.get("do_resize", self.do_resize):
             height, width = resized_size(height, width, size["longest_edge"], factor)
         return height // patch_size, width // patch_size
+
+    def tokens_of_frame(self, height: int, width: int, use_row_tokens: bool = True, **given) -> int:
+        """The tokens of a frame of height × width pixels: its context, and its rows with their `<row>`."""
+        merge_size = given.get("merge_size") or self.merge_size
+        rows, columns = (count // merge_size for count in self.grid_of(height, width, **given))
+        return 1 + rows * (columns + use_row_tokens)
 
 
 # Sizes and frames: pure functions of numbers
@@ -625,21 +651,6 @@ def plain_picture(source, is_image: bool = False) -> np.ndarray:
         if getattr(picture, "is_animated", False) and not is_image:
             raise ImportError(f"Animated pictures {NEED_THE_PACKAGE}")
         return rgb_of(picture)[None]
-
-
-def limits_of(given):
-    """`decode_limits` as `DecodeLimits`; as they are where the package that knows these is not installed."""
-    if given is None or decoding is None or isinstance(given, decoding.DecodeLimits):
-        return given
-    known = [field.name for field in dataclasses.fields(decoding.DecodeLimits)]
-    if unknown := set(given) - set(known):
-        raise ValueError(f"`decode_limits` has {sorted(unknown)}, but the limits are {known}")
-    return decoding.DecodeLimits(**given)
-
-
-def dict_of(limits) -> dict:
-    """`decode_limits` as JSON can hold them."""
-    return dict(limits) if isinstance(limits, Mapping) else dataclasses.asdict(limits)
 
 
 def list_metadata(video_metadata, videos: list) -> list[VideoMetadata | None]:

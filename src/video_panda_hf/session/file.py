@@ -33,13 +33,14 @@ def write_session(session, path: str | os.PathLike) -> None:
             tensors[f"videos.{index}.frames.{number}"] = torch.from_numpy(frame)
         state = {name: getattr(video, name) for name in ("shape", "clip_size", "clips", "dropped", "ended")}
         state |= {"frame_ids": video.frame_ids.tolist(), "waiting": len(video.waiting)}
+        state["stamps"] = [stamp.tolist() for stamp in video.stamps]
         if video.sampler is not None:
             state |= {"seconds": video.sampler.seconds.as_integer_ratio(), "taken": video.sampler.taken}
         videos.append(state)
     state = {
         "version": VERSION,
         "model": signature(session.model),
-        "settings": {"fps": session.fps, "system": session.system, "max_clips": session.max_clips},
+        "settings": {name: getattr(session, name) for name in ("fps", "system", "max_clips", "timestamps")},
         "messages": session._messages,
         "content": session._content,
         "videos": videos,
@@ -81,7 +82,9 @@ def video_of(saved: dict, index: int, tensors: dict, fps: float) -> Video:
     if "seconds" in saved:
         sampler = FrameSampler(Fraction(fps), Fraction(*saved["seconds"]), saved["taken"], unfinished)
     counts = {name: saved[name] for name in ("clip_size", "clips", "dropped", "ended")}
-    return Video(sampler, tuple(saved["shape"]), np.array(saved["frame_ids"]), waiting=waiting, **counts)
+    stamps = [np.array(stamp) for stamp in saved.get("stamps", [])]
+    shape, frame_ids = tuple(saved["shape"]), np.array(saved["frame_ids"])
+    return Video(sampler, shape, frame_ids, waiting=waiting, stamps=stamps, **counts)
 
 
 def count(tensors: dict, prefix: str) -> int:

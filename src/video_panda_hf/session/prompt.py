@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from video_panda_hf.processing import timestamp
+
 from .sampling import FrameSampler
 
 
@@ -32,6 +34,8 @@ class Video:
             Frames that are not encoded yet.
         ended (`bool`, *optional*, defaults to `False`):
             Whether what is added next is another video.
+        stamps (`list[np.ndarray]`, *optional*):
+            The token ids of the time before each clip; empty without timestamps. A prompt's text has the first one.
     """
 
     sampler: FrameSampler | None
@@ -42,10 +46,11 @@ class Video:
     dropped: int = 0
     waiting: list[np.ndarray] = field(default_factory=list)
     ended: bool = False
+    stamps: list[np.ndarray] = field(default_factory=list)
 
     def copy(self) -> "Video":
         sampler = self.sampler and replace(self.sampler, unfinished=list(self.sampler.unfinished))
-        return replace(self, sampler=sampler, waiting=list(self.waiting))
+        return replace(self, sampler=sampler, waiting=list(self.waiting), stamps=list(self.stamps))
 
     def completed(self) -> "Video":
         """A copy whose last clip is completed by repeating its last frame, as the processor does for a file."""
@@ -65,9 +70,13 @@ class Video:
         """The clips in the cache."""
         return self.clips - self.dropped
 
-    @property
-    def tokens_per_clip(self) -> int:
-        return self.clip_size * len(self.frame_ids)
+    def ids_of_clips(self, start: int, end: int) -> np.ndarray:
+        """The token ids of the clips from `start` up to `end`, each but the video's first after its time."""
+        clip = np.tile(self.frame_ids, self.clip_size)
+        parts = [clip[:0]]
+        for number in range(start, end):
+            parts += [self.stamps[number], clip] if self.stamps and number else [clip]
+        return np.concatenate(parts)
 
 
 @dataclass
@@ -108,6 +117,13 @@ def ids_of_frame(processor, rows: int, columns: int) -> np.ndarray:
     return np.array([processor.video_token_id, *row * rows])
 
 
+def ids_of_time(processor, seconds: float) -> np.ndarray:
+    """The tokens of a time between two clips."""
+    before = processor.row_token if processor.use_row_tokens else processor.video_token
+    text = before + timestamp(seconds) + processor.video_token
+    return np.array(processor.tokenizer.encode(text, add_special_tokens=False)[1:-1])
+
+
 def write_prompt(processor, messages: list[dict], videos: list[Video]) -> Prompt:
     """
     The prompt of messages.
@@ -120,39 +136,44 @@ def write_prompt(processor, messages: list[dict], videos: list[Video]) -> Prompt
         videos (`list[Video]`):
             As far as they have come in, with the clips that are kept and the frames that wait.
     """
-    ids = with_stand_ins(processor, messages)
-    length_of_stand_in = len(ids_of_frame(processor, 1, 1))
-    starts = np.flatnonzero(ids == processor.video_token_id)[::2]  # a stand-in has two: its context and its token
+    frames = np.array([video.clip_size if video.stamps else 1 for video in videos], dtype=int)  # of the stand-ins
+    ids = with_stand_ins(processor, messages, frames.tolist())
+    length_of_frame = len(ids_of_frame(processor, 1, 1))
+    # A frame of a stand-in has two such tokens: its context and its token.
+    starts = np.flatnonzero(ids == processor.video_token_id)[2 * (frames.cumsum() - frames)]
     parts, positions, position, end = [], [], 0, 0
-    for start, video in zip(starts, videos, strict=True):
-        tokens = np.tile(video.frame_ids, video.kept_clips * video.clip_size + len(video.waiting))
-        for part, gap in ((ids[end:start], 0), (tokens, video.dropped * video.tokens_per_clip)):
+    for start, count, video in zip(starts, frames, videos, strict=True):
+        tokens = video.ids_of_clips(video.dropped, video.clips + len(video.waiting) // video.clip_size)
+        for part, gap in ((ids[end:start], 0), (tokens, len(video.ids_of_clips(0, video.dropped)))):
             position += gap
             parts.append(part)
             positions.append(np.arange(position, position + len(part)))
             position += len(part)
-        end = start + length_of_stand_in
+        end = start + count * length_of_frame
     parts.append(ids[end:])
     positions.append(np.arange(position, position + len(ids) - end))
     return Prompt(np.concatenate(parts), np.concatenate(positions))
 
 
-def with_stand_ins(processor, messages: list[dict]) -> np.ndarray:
-    """The token ids of messages in which every video has one frame of one token."""
+def with_stand_ins(processor, messages: list[dict], frames: list[int]) -> np.ndarray:
+    """The token ids of messages in which the videos have so many frames of one token. Above one, they have a time."""
     side = processor.video_processor.patch_size * processor.video_processor.merge_size
-    stand_in = {"type": "video", "video": np.zeros((1, side, side, 3), np.uint8)}
+    stand_ins = iter({"type": "video", "video": np.zeros((count, side, side, 3), np.uint8)} for count in frames)
     filled = []
     for message in messages:
         content = message["content"]
         if not isinstance(content, str):
-            content = [stand_in if part == VIDEO else part for part in content]
+            content = [next(stand_ins) if part == VIDEO else part for part in content]
         filled.append({**message, "content": content})
+    settings = {"do_resize": False, "do_sample_frames": False, "input_data_format": "channels_last"}
+    if max(frames, default=1) > 1:
+        settings |= {"timestamps": True, "video_metadata": [{"total_num_frames": n, "fps": 1.0} for n in frames]}
     inputs = processor.apply_chat_template(
         filled,
         tokenize=True,
         return_dict=True,
         add_generation_prompt=messages[-1]["role"] == "user",
-        processor_kwargs={"do_resize": False, "do_sample_frames": False, "input_data_format": "channels_last"},
+        processor_kwargs=settings,
     )
     return np.asarray(inputs["input_ids"][0], dtype=np.int64)
 
@@ -161,7 +182,7 @@ def check_template(processor, messages: list[dict]) -> None:
     """Raises `ValueError` if a question changes the prompt before the end of its video."""
     before = []
     for question in ("What is it?", "Why?"):
-        ids = with_stand_ins(processor, [*messages, {"role": "user", "content": [VIDEO, text_part(question)]}])
+        ids = with_stand_ins(processor, [*messages, {"role": "user", "content": [VIDEO, text_part(question)]}], [1])
         before.append(ids[: np.flatnonzero(is_of_video(processor, ids)).max(initial=-1) + 1])
     if len(before[0]) == 0 or not np.array_equal(*before):
         raise ValueError(

@@ -20,7 +20,17 @@ from video_panda_hf.processing import rgb_frames
 
 from .cache import branch_of, cache_of, new_cache
 from .file import read_session, write_session
-from .prompt import VIDEO, Prompt, Video, check_template, ids_of_frame, is_of_video, text_part, write_prompt
+from .prompt import (
+    VIDEO,
+    Prompt,
+    Video,
+    check_template,
+    ids_of_frame,
+    ids_of_time,
+    is_of_video,
+    text_part,
+    write_prompt,
+)
 from .sampling import FrameSampler
 
 
@@ -49,6 +59,9 @@ class VideoPandaSession:
             Frames to take for each second of video: those shown at 0, 1/fps, 2/fps … seconds.
         system (`str`, *optional*):
             A system message.
+        timestamps (`bool`, *optional*, defaults to `False`):
+            Whether the time (`mm:ss`) stands before the tokens of each clip, also where it is a setting of the
+            processor. The released weights have not seen it.
         max_clips (`int`, *optional*):
             Keep only the newest clips in the cache, this many of all videos together. Positions of the others stay as
             they are, so memory is bounded but the answer is an approximation. By default all are kept.
@@ -69,7 +82,16 @@ class VideoPandaSession:
     ```
     """
 
-    def __init__(self, model, processor, *, fps: float = 1.0, system: str | None = None, max_clips: int | None = None):
+    def __init__(
+        self,
+        model,
+        processor,
+        *,
+        fps: float = 1.0,
+        system: str | None = None,
+        max_clips: int | None = None,
+        timestamps: bool = False,
+    ):
         if not 0 < fps < float("inf"):
             raise ValueError(f"`fps` is a number of frames a second above 0, not {fps}")
         if max_clips is not None and max_clips < 1:
@@ -79,6 +101,7 @@ class VideoPandaSession:
             raise ValueError(f"the language model has layers without keys and values: {', '.join(sorted(others))}")
         self.model, self.processor = model.eval(), processor
         self.fps, self.system, self.max_clips = float(fps), system, max_clips
+        self.timestamps = timestamps or processor.video_processor.timestamps
         self._busy = threading.Lock()
         self.reset()
         check_template(processor, self._messages)
@@ -287,8 +310,9 @@ class VideoPandaSession:
         frames = arrays_of(frames)
         seconds = len(frames) / Fraction(rate)
         video = self._current_video(frames[0])
-        due = video.sampler.due(seconds, Fraction(rate))
-        return self._take(video, [frames[min(number, len(frames) - 1)] for number in due], seconds)
+        due = [min(number, len(frames) - 1) for number in video.sampler.due(seconds, Fraction(rate))]
+        times = [number / Fraction(rate) for number in due]
+        return self._take(video, [frames[number] for number in due], times, seconds)
 
     def _add_file(self, source, start: float | None, end: float | None) -> int:
         position, encoded = Fraction(start or 0), 0
@@ -313,13 +337,20 @@ class VideoPandaSession:
         while not finished:
             frames, metadata = self.processor.video_processor.fetch_videos(source, lambda found: part(found)[1] or [0])
             until, due = part(metadata)
-            encoded += self._take(self._current_video(frames[0]), list(frames[: len(due)]), until - position)
+            times = [number / Fraction(metadata.fps) - position for number in due]
+            encoded += self._take(self._current_video(frames[0]), list(frames[: len(due)]), times, until - position)
             length = metadata.total_num_frames / Fraction(metadata.fps)
             position, finished = until, until == (length if end is None else min(Fraction(end), length))
         return encoded
 
-    def _take(self, video: Video, frames: list[np.ndarray], seconds: Fraction) -> int:
-        """Moves the video on by `seconds` with the frames that were due. Returns the clips that were encoded."""
+    def _take(self, video: Video, frames: list[np.ndarray], times: list[Fraction], seconds: Fraction) -> int:
+        """Moves the video on by `seconds` with the frames that were due, at these times from where it was. Returns the
+        clips that were encoded."""
+        if self.timestamps:
+            first = video.sampler.taken + len(video.sampler.unfinished)
+            for number, time in enumerate(times, start=first):
+                if number % video.clip_size == 0:
+                    video.stamps.append(ids_of_time(self.processor, video.sampler.seconds + time))
         # Copies, because a frame that waits must not keep all others in memory.
         video.waiting += video.sampler.take([frame.copy() for frame in frames], seconds)
         return self._encode_waiting()
@@ -433,13 +464,14 @@ class VideoPandaSession:
             start += int(is_of_video(self.processor, self._cached.ids[start:]).argmax())
             dropped = max(0, min(surplus, video.kept_clips)) if video.sampler else 0
             if dropped:
-                end = start + dropped * video.tokens_per_clip
+                start -= len(video.stamps[video.dropped]) if video.stamps and video.dropped else 0
+                end = start + len(video.ids_of_clips(video.dropped, video.dropped + dropped))
                 for layer in self._cache.layers:
                     layer.cut_out(start, end)
                 self._cached = self._cached.without(start, end)
                 video.dropped += dropped
                 surplus -= dropped
-            start += video.kept_clips * video.tokens_per_clip
+            start += len(video.ids_of_clips(video.dropped, video.clips))
 
     def _warn_of_length(self) -> None:
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
