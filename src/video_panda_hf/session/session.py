@@ -205,6 +205,44 @@ class VideoPandaSession:
         with self._exclusively(), self._asking([question]) as (prompt,):
             return self._forward(prompt[len(self._cached) :], logits_to_keep=1).logits[0, -1].clone()
 
+    @torch.inference_mode()
+    def log_likelihoods(self, question: str, answers: list[str]) -> list[torch.Tensor]:
+        r"""
+        How likely each of several answers is. The question is put into the cache once, for all of them.
+
+        Args:
+            question (`str`):
+                The question.
+            answers (`list[str]`):
+                Possible answers.
+
+        Returns:
+            `list[torch.Tensor]`: for each answer the natural logarithms of its tokens' probabilities, float32
+            `(tokens,)`, without the special token that ends it.
+        """
+        if not answers:
+            return []
+        with self._exclusively(), self._asking([question]) as (prompt,):
+            videos = self._videos_completed()
+            whole = [self._prompt(videos, question, answer) for answer in answers]
+            start = min(prompt.shared_with(written) for written in whole)  # tokens may differ where an answer begins
+            self._fill_cache(prompt[: start - 1])
+            answers = [self._without_end(written.ids[start:]) for written in whole]
+            rows = [np.append(prompt.ids[start - 1], answer) for answer in answers]
+            longest = max(map(len, rows))
+            ids = np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
+            positions = prompt.positions[start - 1] + np.arange(longest)
+            output = self.model(
+                input_ids=torch.from_numpy(ids).to(self.model.device),
+                position_ids=torch.from_numpy(positions).expand(len(ids), -1).to(self.model.device),
+                use_cache=True,
+                **{CACHE: branch_of(self._cache)},
+            )
+            found = output.logits[:, :-1].float().log_softmax(-1).cpu()
+        return [
+            row[range(len(answer)), torch.from_numpy(answer)] for row, answer in zip(found, answers, strict=True)
+        ]
+
     def inputs_for(self, question: str) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask`, `(1, tokens)`, of the whole prompt; without clips that were dropped."""
         with self._exclusively():
@@ -454,10 +492,18 @@ class VideoPandaSession:
 
     # Prompts
 
-    def _prompt(self, videos: list[Video], question: str) -> Prompt:
-        """The whole prompt of a question about these videos."""
-        message = {"role": "user", "content": [*self._content, text_part(question)]}
-        return write_prompt(self.processor, [*self._messages, message], videos)
+    def _prompt(self, videos: list[Video], question: str, answer: str | None = None) -> Prompt:
+        """The whole prompt of a question about these videos, or of the question and its answer."""
+        messages = [*self._messages, {"role": "user", "content": [*self._content, text_part(question)]}]
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
+        return write_prompt(self.processor, messages, videos)
+
+    def _without_end(self, ids: np.ndarray) -> np.ndarray:
+        """The tokens of an answer up to the first special one."""
+        added = self.processor.tokenizer.added_tokens_decoder
+        is_end = [int(token) in added and added[int(token)].special for token in ids]
+        return ids[: is_end.index(True)] if True in is_end else ids
 
     def _prefix(self, videos: list[Video]) -> Prompt:
         """What is the same for every question: up to the end of the last video, or of what was remembered after it."""
