@@ -24,7 +24,7 @@ class LineWriter:
             The file. It and its folder are created if needed.
 
     Raises:
-        RuntimeError: if another process writes to the file.
+        BlockingIOError: if another process writes to the file.
     """
 
     def __init__(self, path: Path):
@@ -35,7 +35,7 @@ class LineWriter:
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self.file.close()
-                raise RuntimeError(f"{path}: another process is writing to this file") from None
+                raise BlockingIOError(f"{path}: another process is writing to this file") from None
             except OSError:  # a file system without locks
                 pass
         self.file.seek(0)

@@ -94,7 +94,7 @@ def predict(
 
     Raises:
         ValueError: if the folder has a run with other settings, or for settings that the processor refuses.
-        RuntimeError: if another process writes to the same file.
+        BlockingIOError: if another process writes to the same file.
     """
     if choice not in CHOICES:
         raise ValueError(f"`choice` is one of {', '.join(CHOICES)}, not {choice!r}")
@@ -285,7 +285,7 @@ def merge(folder: Path, ids: list[str]) -> Counter:
                 write_whole(folder / PREDICTIONS, [found[name] for name in ids])
                 for shard in shards:
                     shard.unlink(missing_ok=True)
-        except RuntimeError:  # another process has one of them
+        except BlockingIOError:  # another process has one of them
             time.sleep(0.2)
     found = read_predictions(folder)
     return Counter(found[name].get("error", "answered") for name in ids if name in found)

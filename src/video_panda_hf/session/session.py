@@ -239,9 +239,7 @@ class VideoPandaSession:
                 **{CACHE: branch_of(self._cache)},
             )
             found = output.logits[:, :-1].float().log_softmax(-1).cpu()
-        return [
-            row[range(len(answer)), torch.from_numpy(answer)] for row, answer in zip(found, answers, strict=True)
-        ]
+        return [row[range(len(answer)), torch.from_numpy(answer)] for row, answer in zip(found, answers, strict=True)]
 
     def inputs_for(self, question: str) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask`, `(1, tokens)`, of the whole prompt; without clips that were dropped."""
