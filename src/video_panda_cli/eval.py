@@ -16,7 +16,8 @@ TASKS = (  # those of `video_panda_hf.evaluation`, and whether the Hub has their
 EXAMPLES = """  video-panda eval predict --task msvd-qa --videos MSVD --model path/to/checkpoint --output runs/msvd
   video-panda eval judge runs/msvd --judge exact
   video-panda eval report runs/msvd"""
-PREDICT_EXAMPLES = """  video-panda eval predict --task msvd-qa --videos MSVD --model path/to/checkpoint --output runs/msvd
+PREDICT_EXAMPLES = """\
+  video-panda eval predict --task msvd-qa --videos MSVD --model my-checkpoint --output runs/msvd
   video-panda eval predict --task mvbench --videos MVBench/video --model user/checkpoint --output runs/mv
   video-panda eval predict --task my-questions.jsonl --videos my-videos --output runs/mine
   accelerate launch --num_processes 4 -m video_panda_cli eval predict --task tgif-qa --videos TGIF --output runs/t"""

@@ -78,22 +78,28 @@ def chosen_option(text: str, options: tuple[str, ...]) -> int | None:
         return words.index(said[0]) if is_clear else None
     if words.count(plain(text)) == 1:
         return words.index(plain(text))
-    letter = f"[{LETTERS[: len(options)]}]"
+    letters = LETTERS[: len(options)]
+    lettered = re.match(rf"\W*([{letters}])\b", text)
+    if lettered and plain(text[lettered.end() :]) == words[letters.index(lettered[1])]:
+        return letters.index(lettered[1])
+    letter = f"[{letters}]"
     bracketed = rf"\(({letter})\)|\[({letter})\]|\*\*({letter})\*\*"
     patterns = (
         rf"^\W*({letter}|{letter.lower()})\W*$",
         rf"^(?:{bracketed}|({letter})[).:])(?!\w)",
         rf"\b(?:[Aa]nswer|ANSWER|[Oo]ption|OPTION)(?: is|:| is:)? *(?:{bracketed}|({letter})(?=\W*$|[).:,;]))",
     )
-    named = [group for pattern in patterns for found in re.findall(pattern, text) for group in groups(found)]
-    others = [group for found in re.findall(bracketed, text) for group in groups(found)]
-    if named and len({letter.upper() for letter in named + others}) == 1:
-        return LETTERS.index(named[0].upper())
+    named = [group for pattern in patterns for group in found(pattern, text)]
+    # Any other letter makes it unclear. "A" and "I" are words, too.
+    others = found(bracketed, text) + [other for other in found(rf"\b({letter})\b", text) if other not in "AI"]
+    if named and len({group.upper() for group in named + others}) == 1:
+        return letters.index(named[0].upper())
     return None
 
 
-def groups(found: str | tuple[str, ...]) -> list[str]:
-    return [group for group in ([found] if isinstance(found, str) else found) if group]
+def found(pattern: str, text: str) -> list[str]:
+    """What stands in any group of the pattern."""
+    return [group for match in re.finditer(pattern, text) for group in match.groups() if group]
 
 
 def plain(text: str) -> str:
