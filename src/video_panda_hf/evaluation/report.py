@@ -170,8 +170,9 @@ def report(outputs: list[str | os.PathLike], judge: str | None = None) -> Report
     if not same_judge:
         notes.append("no differences: figures of two judges, or by two prompts, do not compare")
     figures = [figures_of(run, runs[0] if run is not runs[0] and same_judge else None, metric) for run in runs]
-    if shared := {len(common(run, runs[0])) for run in runs[1:]} - {len(run.questions) for run in runs}:
-        notes.append(f"differences are on the {', '.join(map(str, sorted(shared)))} questions of both")
+    for run in runs[1:]:
+        if (shared := len(common(run, runs[0]))) < max(len(run.questions), len(runs[0].questions)):
+            notes.append(f"{run.name}: its differences are on the {shared} questions of both")
     counts = [{"expected": len(run.questions), **{state: run.states[state] for state in STATES}} for run in runs]
     return Report(task, judge, [run.name for run in runs], counts, figures, paper, notes + why_not)
 
