@@ -78,7 +78,7 @@ def add_predict(steps) -> None:
         "(default: likelihood)",
     )
     parser.add_argument(
-        "--batch-size", type=common.count, default=8, metavar="N", help="questions answered at a time (default: 8)"
+        "--batch-size", type=common.count, default=32, metavar="N", help="questions answered at a time (default: 32)"
     )
     parser.add_argument("--retry", action="store_true", help="try videos again that were missing or broken")
     common.add_frame_options(parser)

@@ -110,6 +110,24 @@ def test_a_video_is_decoded_and_encoded_once_for_all_its_questions(tmp_path, mon
     assert decoded == list(CLIPS) and len(encoded) == 3
 
 
+def test_a_batch_too_large_for_the_memory_is_halved(tmp_path, monkeypatch):
+    ask, sizes = VideoPandaSession.ask, []
+
+    def asked(self, questions, **options):
+        sizes.append(len(questions))
+        if len(questions) > limit:
+            raise torch.OutOfMemoryError("out of memory")
+        return ask(self, questions, **options)
+
+    monkeypatch.setattr(VideoPandaSession, "ask", asked)
+    limit, task = 1, clips_task(tmp_path)
+    assert run(task, tmp_path / "run") == {"answered": 12} and sizes[:7] == [4, 2, 1, 1, 2, 1, 1]
+    assert [line["answer"] for line in lines_of(tmp_path / "run" / "predictions.jsonl")][::4] == COLOURS
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        run(task, tmp_path / "other")
+
+
 def test_missing_and_broken_videos_are_lines_and_the_run_goes_on(tmp_path):
     for name in CLIPS:
         (tmp_path / f"{name}.mp4").write_bytes((SHIPPED_CLIPS / f"{name}.mp4").read_bytes())

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from math import ceil
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 from transformers.video_utils import VideoMetadata
 
@@ -42,7 +43,7 @@ def predict(
     choice: str = "likelihood",
     max_new_tokens: int = 1024,
     system: str | None = None,
-    batch_size: int = 8,
+    batch_size: int = 32,
     limit: int | None = None,
     seed: int = 0,
     retry: bool = False,
@@ -77,8 +78,8 @@ def predict(
             The longest answer.
         system (`str`, *optional*):
             A system message.
-        batch_size (`int`, *optional*, defaults to 8):
-            Questions of a video that are answered at a time.
+        batch_size (`int`, *optional*, defaults to 32):
+            Questions of a video that are answered at a time; half as many where the GPU's memory is not enough.
         limit (`int`, *optional*), seed (`int`, *optional*, defaults to 0):
             Ask only so many of the questions, drawn by this seed.
         retry (`bool`, *optional*, defaults to `False`):
@@ -233,6 +234,15 @@ class Answers:
             self.session.add(frames, rate=self.session.fps)  # at its own rate, a session takes them all
 
     def answered(self, batch: list[Question]) -> list[dict]:
+        try:
+            return self.answered_together(batch)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        half = len(batch) // 2
+        return self.answered(batch[:half]) + self.answered(batch[half:])
+
+    def answered_together(self, batch: list[Question]) -> list[dict]:
         if batch[0].options is not None and self.choice != "generate":
             return [self.chosen(question) for question in batch]
         prompts = [question.prompts() for question in batch]

@@ -20,7 +20,17 @@ from video_panda_hf.processing import rgb_frames
 
 from .cache import branch_of, cache_of, new_cache
 from .file import read_session, write_session
-from .prompt import VIDEO, Prompt, Video, check_template, ids_of_frame, is_of_video, text_part, write_prompt
+from .prompt import (
+    VIDEO,
+    Prompt,
+    Video,
+    check_template,
+    ids_of_frame,
+    is_of_video,
+    text_part,
+    write_prompt,
+    write_prompts,
+)
 from .sampling import FrameSampler
 
 
@@ -224,7 +234,7 @@ class VideoPandaSession:
             return []
         with self._exclusively(), self._asking([question]) as (prompt,):
             videos = self._videos_completed()
-            whole = [self._prompt(videos, question, answer) for answer in answers]
+            whole = self._prompts(videos, [question] * len(answers), answers)
             start = min(prompt.shared_with(written) for written in whole)  # tokens may differ where an answer begins
             self._fill_cache(prompt[: start - 1])
             answers = [self._without_end(written.ids[start:]) for written in whole]
@@ -244,7 +254,7 @@ class VideoPandaSession:
     def inputs_for(self, question: str) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask`, `(1, tokens)`, of the whole prompt; without clips that were dropped."""
         with self._exclusively():
-            ids = torch.from_numpy(self._prompt(self._videos_completed(), question).ids)[None]
+            ids = torch.from_numpy(self._prompts(self._videos_completed(), [question])[0].ids)[None]
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     # What there is
@@ -490,12 +500,13 @@ class VideoPandaSession:
 
     # Prompts
 
-    def _prompt(self, videos: list[Video], question: str, answer: str | None = None) -> Prompt:
-        """The whole prompt of a question about these videos, or of the question and its answer."""
-        messages = [*self._messages, {"role": "user", "content": [*self._content, text_part(question)]}]
-        if answer is not None:
+    def _prompts(self, videos: list[Video], questions: list[str], answers: list[str] | None = None) -> list[Prompt]:
+        """The whole prompts of questions about these videos. With answers, those of each question and its answer."""
+        asked = [[*self._content, text_part(question)] for question in questions]
+        conversations = [[*self._messages, {"role": "user", "content": content}] for content in asked]
+        for messages, answer in zip(conversations, answers or [], strict=False):
             messages.append({"role": "assistant", "content": answer})
-        return write_prompt(self.processor, messages, videos)
+        return write_prompts(self.processor, conversations, videos)
 
     def _without_end(self, ids: np.ndarray) -> np.ndarray:
         """The tokens of an answer up to the first special one."""
@@ -505,7 +516,7 @@ class VideoPandaSession:
 
     def _prefix(self, videos: list[Video]) -> Prompt:
         """What is the same for every question: up to the end of the last video, or of what was remembered after it."""
-        prompt = self._prompt(videos, "?")
+        (prompt,) = self._prompts(videos, ["?"])
         end = np.flatnonzero(is_of_video(self.processor, prompt.ids)).max(initial=-1) + 1
         if VIDEO not in self._content and self._messages and self._messages[-1]["role"] == "assistant":
             end = max(end, write_prompt(self.processor, self._messages, videos).shared_with(prompt))
@@ -530,7 +541,7 @@ class VideoPandaSession:
         try:
             if videos and videos[-1].waiting:
                 self._fill_cache(self._prefix(videos), self._encode(videos[-1].waiting))
-            prompts = [self._prompt(videos, question) for question in questions]
+            prompts = self._prompts(videos, questions)
             self._crop(min(self._shared(prompt) for prompt in prompts))
             yield prompts
         finally:
