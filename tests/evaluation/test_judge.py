@@ -1,8 +1,10 @@
 """Judges: what they are asked, what is read of their replies, and what happens when they misbehave."""
 
 import email.utils
+import itertools
 import json
 import sys
+import threading
 import time
 
 import pytest
@@ -278,6 +280,32 @@ def test_retry_after_is_waited_for_in_seconds_or_to_a_date(tmp_path):
     assert 0.7 <= server.times[1] - server.times[0] < 3
     assert 2 < seconds_of(email.utils.formatdate(time.time() + 5, usegmt=True)) <= 5
     assert [seconds_of(text) for text in ("3", "-1", "soon", None)] == [3.0, 0.0, None, None]
+
+
+def test_each_retry_waits_longer_than_the_one_before(tmp_path):
+    busy = ("status", (503, {}, {"error": {"message": "busy"}}))
+    with serving(lambda question, number: busy if number < 3 else YES) as server:
+        judge(run_of(tmp_path, 1), judge_at(server, retries=3, first_wait=0.1))
+    waits = [later - earlier for earlier, later in itertools.pairwise(server.times)]
+    assert len(waits) == 3 and 0.07 < waits[0] < waits[1] < waits[2] < 2
+
+
+def test_it_is_asked_as_many_questions_at_a_time_as_allowed(tmp_path):
+    running, most, lock = 0, 0, threading.Lock()
+
+    def behave(question, number):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.1)
+        with lock:
+            running -= 1
+        return YES
+
+    with serving(behave) as server:
+        judge(run_of(tmp_path, 12), judge_at(server, concurrency=3))
+    assert most == 3
 
 
 def test_what_a_dead_judge_leaves_is_finished_by_the_next_run(tmp_path):

@@ -22,6 +22,7 @@ def killed(tmp_path_factory):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["predict", "judge"])
 def test_killed_at_20_random_moments_it_ends_in_the_same_report(step, killed):
     lines, reports = killed[step]["lines"], killed[step]["reports"]

@@ -1,6 +1,7 @@
 """Predictions: the answers of plain `generate`, a line for each question, once each, whatever happens."""
 
 import sys
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -147,6 +148,24 @@ def test_missing_and_broken_videos_are_lines_and_the_run_goes_on(tmp_path):
     task = load_task(tmp_path / "own.jsonl")
     assert run(task, tmp_path / "run", retry=True) == {"broken": 5, "answered": 8}
     assert module.read_predictions(tmp_path / "run")["0"]["answer"] == COLOURS[2]
+
+
+def test_both_questions_of_consistency_are_answered_each_by_its_own(tmp_path):
+    question = {"question": ASKED[0], "second": ASKED[1], "type": "consistency", "answer": "x"}
+    questions = [Question(str(n), video, **question) for n, video in enumerate(CLIPS)]
+    task = replace(clips_task(tmp_path), name="video-chatgpt", metric="scores", questions=questions)
+    run(task, tmp_path / "run")
+    lines = lines_of(tmp_path / "run" / "predictions.jsonl")
+    assert [line["answer"] for line in lines] == COLOURS
+    assert [line["second_answer"] for line in lines] == ["It is a circle.", "It is a cross.", "It is a square."]
+
+
+def test_a_progress_bar_counts_the_videos_and_can_be_left_out(tmp_path, capsys):
+    run(clips_task(tmp_path, ASKED[:1]), tmp_path / "a", progress=True)
+    assert "videos: 100%" in (printed := capsys.readouterr().err) and "3/3" in printed
+    for number, progress in enumerate((False, None)):  # None: on a terminal only
+        run(clips_task(tmp_path, ASKED[:1]), tmp_path / f"b{number}", progress=progress)
+    assert "videos" not in capsys.readouterr().err
 
 
 def test_lines_have_model_revision_frames_and_time(tmp_path):

@@ -60,9 +60,20 @@ def test_types_have_their_own_rows(tmp_path):
         "accuracy, all": 0.3333,
         "accuracy, judged": 0.5,
         "score, judged": None,
-        "colour (2), all": 0.5,
-        "no type (1), all": 0.0,
+        "accuracy of colour, all": 0.5,
+        "accuracy of no type, all": 0.0,
     }
+    lines = report([folder]).text().splitlines()
+    assert [line.split("  ")[0] for line in lines if " of " in line and "*" not in line] == [
+        "accuracy of colour, all (2)",
+        "accuracy of no type, all (1)",
+    ]
+    part = write_run(tmp_path / "n", rows[:2])  # without the second type
+    judge(part, ExactJudge())
+    table = [line.split("|")[1:-1] for line in report([part, folder]).markdown().splitlines() if line.startswith("|")]
+    table = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in table}
+    assert table["accuracy of no type, all (1)"] == ["–", "0.0 [0.0, 0.0]"]
+    assert table["accuracy, all"][0] == "50.0 [50.0, 50.0]"
 
 
 def test_models_stand_side_by_side_with_paired_differences(tmp_path):
@@ -112,8 +123,8 @@ def test_multiple_choice_needs_no_judge_and_counts_the_unparsed(tmp_path):
     assert values(found) == {
         "accuracy, all": 0.4,
         "accuracy, parsed": 0.6667,
-        "a (4), all": 0.25,
-        "b (1), all": 1.0,
+        "accuracy of a, all": 0.25,
+        "accuracy of b, all": 1.0,
     }
     assert found.counts[0]["unparsed"] == 1 and found.judge is None
     found = report([write_run(tmp_path / "n", [*rows], "mvbench", "choice")])
@@ -186,6 +197,7 @@ def test_it_is_written_as_text_markdown_and_json(tmp_path):
     assert data["figures"][0][0] == {
         "name": "accuracy, all",
         "unit": "share",
+        "count": 3,
         "value": [1.0, 1.0, 1.0],
         "difference": None,
     }

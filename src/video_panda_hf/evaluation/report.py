@@ -59,11 +59,12 @@ class Measure:
 
 @dataclass
 class Figure:
-    """A value and its interval: a share, or a score from 0 to 5. `difference` is that to the first run, on the
-    questions of both."""
+    """A value over `count` questions and its interval: a share, or a score from 0 to 5. `difference` is that to the
+    first run, on the questions of both."""
 
     name: str
     unit: str
+    count: int
     value: list[float] | None
     difference: list[float] | None = None
 
@@ -109,16 +110,19 @@ class Report:
     def rows(self) -> list[list[str]]:
         rows = [[f"{self.task}, judge {self.judge}" if self.judge else self.task, *self.names]]
         rows += [[state, *(str(counts[state]) for counts in self.counts)] for state in ("expected", *STATES)]
-        papers = {}
-        for of_runs in zip(*self.figures, strict=True):
-            figure = of_runs[0]
-            papers[len(rows)] = str((self.paper or {}).get(figure.name, ""))
-            rows.append([figure.name, *(of_run.written(of_run.value) for of_run in of_runs)])
-            if any(of_run.difference for of_run in of_runs):
-                others = [of_run.written(of_run.difference) for of_run in of_runs[1:]]
-                rows.append([f"{figure.name}, minus {self.names[0]}", "", *others])
+        rows = [[*row, *([""] if self.paper else [])] for row in rows]
+        by_name = [{figure.name: figure for figure in figures} for figures in self.figures]
+        for name in dict.fromkeys(figure.name for figures in self.figures for figure in figures):
+            found = [figures.get(name) for figures in by_name]
+            counts = {figure.count for figure in found if figure}
+            label = f"{name} ({counts.pop():,})" if " of " in name and len(counts) == 1 else name
+            paper = [str(self.paper.get(name, ""))] if self.paper else []
+            rows.append([label, *(figure.written(figure.value) if figure else "–" for figure in found), *paper])
+            if any(figure and figure.difference for figure in found):
+                others = [figure.written(figure.difference) if figure else "–" for figure in found[1:]]
+                rows.append([f"{name}, minus {self.names[0]}", "", *others, *([""] if paper else [])])
         if self.paper:
-            rows = [[*row, "paper" if number == 0 else papers.get(number, "")] for number, row in enumerate(rows)]
+            rows[0][-1] = "paper"
         return rows
 
     def text(self) -> str:
@@ -290,21 +294,22 @@ def measures(run: Run, ids: list[str], metric: str) -> list[Measure]:
     if len(types) > 1:
         if run.settings["task"] in TASKS and TASKS[run.settings["task"]].mean_of_types:
             found.append(Measure("mean of types, all", "accuracy", True, list(types.values())))
-        for kind in sorted(types, key=str):
-            found.append(Measure(f"{kind or 'no type'} ({len(types[kind])}), all", "accuracy", True, [types[kind]]))
+        for kind in sorted(types, key=lambda kind: (kind is None, str(kind))):
+            found.append(Measure(f"accuracy of {kind or 'no type'}, all", "accuracy", True, [types[kind]]))
     return found
 
 
 def figures_of(run: Run, first: Run | None, metric: str) -> list[Figure]:
     """The figures of a run, with differences to the first one."""
-    figures = [
-        Figure(measure.name, "score" if measure.quantity in ("score", *SCORES) else "share", interval(measure, run))
-        for measure in measures(run, sorted(run.questions), metric)
-    ]
-    if first is not None and (shared := common(run, first)):
-        for figure, measure in zip(figures, measures(run, shared, metric), strict=False):
-            if measure.name == figure.name:
-                figure.difference = interval(measure, run, first)
+    shared = [] if first is None else common(run, first)
+    to_compare = {measure.name: measure for measure in measures(run, shared, metric)}
+    figures = []
+    for measure in measures(run, sorted(run.questions), metric):
+        unit = "score" if measure.quantity in ("score", *SCORES) else "share"
+        figure = Figure(measure.name, unit, sum(map(len, measure.groups)), interval(measure, run))
+        if first is not None and measure.name in to_compare:
+            figure.difference = interval(to_compare[measure.name], run, first)
+        figures.append(figure)
     return figures
 
 
