@@ -195,8 +195,8 @@ def predict(options: argparse.Namespace) -> int:
     if rank == 0:
         if options.json:
             common.print_json(output=options.output, questions=len(task.sample(options.limit, options.seed)), **told)
-        told_in_words = ", ".join(f"{count} {state}" for state, count in told.items())
-        print(f"{told_in_words}; {Path(options.output)}", file=sys.stderr)
+        in_words = ", ".join(f"{count} {state}" for state, count in told.items())
+        print(f"{in_words}; {Path(options.output)}", file=sys.stderr)
     return 0
 
 
@@ -216,13 +216,15 @@ def judge(options: argparse.Namespace) -> int:
         common.check_file(prompts)
     if options.judge != "exact" and not options.model:
         raise ValueError(f"--judge {options.judge} needs --model, the name of the model that judges.")
+    if options.limit is not None and not options.check_judge:
+        raise ValueError("--limit is for --check-judge; `predict --limit` asks a sample.")
     with common.importing():
         from video_panda_hf import evaluation
     by = judge_of(options, evaluation)
     which = {"check": options.check_judge, "seed": options.seed}
     which["limit"] = options.limit if options.check_judge else None
     if by.needs_prompts:
-        print(in_words(evaluation.estimate(folder, by, prompts, **which), options.price), file=sys.stderr)
+        print(estimate_in_words(evaluation.estimate(folder, by, prompts, **which), options.price), file=sys.stderr)
     if options.estimate:
         return 0
     done = evaluation.judge(folder, by, prompts=prompts, max_calls=options.max_calls, **which)
@@ -259,7 +261,7 @@ def judge_of(options: argparse.Namespace, evaluation):
     return evaluation.LocalJudge(model, tokenizer, options.model)
 
 
-def in_words(needed: dict[str, int], price: list[float] | None) -> str:
+def estimate_in_words(needed: dict[str, int], price: list[float] | None) -> str:
     text = f"about {needed['calls']:,} calls, {needed['in']:,} tokens in and {needed['out']:,} out"
     if price is None:
         return text

@@ -54,6 +54,7 @@ def test_help_and_mistakes_are_answered_without_torch(tmp_path):
         "no such file or folder: vids": ["eval", "predict", "--task", "msvd-qa", "--videos", "vids", "--output", "o"],
         "no such folder: runs/none": ["eval", "judge", "runs/none", "--judge", "exact"],
         "--judge openai needs --model": ["eval", "judge", "empty", "--judge", "openai"],
+        "--limit is for --check-judge": ["eval", "judge", "empty", "--judge", "exact", "--limit", "5"],
         "[1] is not a JSON object": ["eval", "judge", "empty", "--judge", "openai", "--request", "[1]"],
         "no such folder: runs/gone": ["eval", "report", "runs/gone"],
         "not allowed with argument --fps": ["ask", CLIP, "What?", "--fps", "2", "--num-frames", "8"],

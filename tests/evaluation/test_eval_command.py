@@ -3,11 +3,15 @@
 import json
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from helpers import openai_stub
 from helpers.evaluation import ASKED, CLIPS, clips_task, lines_of, write_lines
 from helpers.judge_server import serving
+from helpers.tiny_models import tiny_config
+from helpers.tiny_tokenizers import chatml_tokenizer
 from video_panda_cli.eval import TASKS as NAMES
+from video_panda_cli.eval import commit_of
 from video_panda_hf import SHIPPED_CLIPS, SHIPPED_MODEL
 from video_panda_hf.cli import main
 from video_panda_hf.evaluation import TASKS, fingerprint
@@ -78,6 +82,24 @@ def test_a_judge_behind_an_endpoint_with_an_estimate_and_a_price(folder, monkeyp
     assert printed == [f"aspect accuracy, answers {kind}, {expected}" for kind in ("right", "shuffled")]
     assert main(["eval", "report", str(folder / "run"), "--judge", "openai-j"]) == 0
     assert "a sample: 4 questions" in capsys.readouterr().out
+
+
+def test_a_local_judge_is_loaded_from_its_folder(folder, capsys):
+    tokenizer = chatml_tokenizer()
+    model = AutoModelForCausalLM.from_config(tiny_config().text_config)
+    model.resize_token_embeddings(len(tokenizer))
+    for part in (model, tokenizer):
+        part.save_pretrained(folder / "lm")
+    predict(folder, "--max-new-tokens", "20")
+    command = ["eval", "judge", str(folder / "run"), "--judge", "local", "--model", str(folder / "lm")]
+    assert main([*command, "--max-calls", "9"]) == 0
+    assert "2 judged, 2 of them unparsed, 4 left; 9 calls, " in capsys.readouterr().err  # it knows nothing
+
+
+def test_the_revision_of_a_hub_id_is_the_commit_in_the_cache(monkeypatch):
+    asked = {"ann/panda": "/cache/models--ann--panda/snapshots/0123abc/config.json"}
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file, revision: asked.get(name))
+    assert commit_of("ann/panda", "main") == "0123abc" and commit_of("bob/panda", "v2") == "v2"
 
 
 def test_a_judge_that_fails_is_said_and_the_exit_status_is_1(folder, monkeypatch, capsys):

@@ -335,6 +335,13 @@ def test_likelihoods_are_those_of_whole_prompts(choice, tmp_path):
             assert question.options[line["choice"]] == question.answer
 
 
+def test_likelihoods_that_are_no_numbers_choose_nothing(tmp_path, monkeypatch):
+    nan = [torch.tensor([0.0]), torch.tensor([float("nan")]), torch.tensor([-1.0])]
+    monkeypatch.setattr(VideoPandaSession, "log_likelihoods", lambda *_: nan)
+    run(options_task(tmp_path), tmp_path / "run")
+    assert [line["choice"] for line in lines_of(tmp_path / "run" / "predictions.jsonl")] == [None] * 3
+
+
 def test_all_options_come_from_one_prefill(tmp_path, monkeypatch):
     model = shipped()[0]
     rows, forward = [], model.forward

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timezone
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 
 import torch
@@ -262,6 +262,8 @@ class Answers:
         named = question.labels if self.choice == "likelihood" else list(question.options or ())
         found = self.session.log_likelihoods(prompt, named)
         scores = [float(row.sum() if self.choice == "likelihood" else row.mean()) for row in found]
+        if not all(map(isfinite, scores)):  # a model that overflows in float16, for example
+            return {"answer": "", "choice": None}
         best = scores.index(max(scores))
         return {"answer": named[best], "choice": best, "log_likelihoods": [round(score, 5) for score in scores]}
 

@@ -137,7 +137,7 @@ def load_task(name: str | os.PathLike, videos=None, questions=None) -> Task:
     tables = loaders.hub_tables(task.hub, task.configs, task.split) if source is None else Path(source)
     try:
         found = task.load(tables)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         problem = f"a row has no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{source or task.hub} is not in the format of {name}: {problem}") from error
     if not found:
