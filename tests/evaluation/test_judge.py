@@ -39,7 +39,9 @@ def run_of(folder, count: int = 6):
 
 
 def judgements(folder, name="openai-judge") -> dict[str, dict]:
-    return {line["id"]: line for line in lines_of(folder / f"judgements-{name}.jsonl")}
+    """By id. In the file they stand in the order in which they were ready."""
+    lines = lines_of(folder / f"judgements-{name}.jsonl")
+    return {line["id"]: line for line in sorted(lines, key=lambda line: line["id"])}
 
 
 # What is read of a reply
