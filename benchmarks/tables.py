@@ -117,7 +117,23 @@ def session(result: dict) -> str:
     return f"{markdown(lines)}\n\n{markdown(growing)}"
 
 
+def evaluation(result: dict) -> str:
+    """Seconds of all questions about all videos, in three ways."""
+    asked = result["videos"] * result["questions"]
+    head = f"{result['questions']} questions about each of {result['videos']} videos, on {result['setting']}"
+    lines = [[head, "questions a minute", "speed-up"]]
+    for name, key in (
+        ("`generate` for each", "generate_seconds"),
+        ("`predict`, one question after the other", "one_by_one_seconds"),
+        ("`predict`, all of a video together (the default)", "predict_seconds"),
+    ):
+        speed_up = result["generate_seconds"] / result[key]
+        lines.append([name, f"{60 * asked / result[key]:,.0f}", f"{speed_up:.1f} ×"])
+    return markdown(lines)
+
+
 TABLES = {"stab": stab, "decoding": decoding, "training": training, "conversion": conversion, "session": session}
+TABLES |= {"evaluation": evaluation}
 
 
 def markdown(lines: list[list[str]]) -> str:

@@ -39,7 +39,7 @@ def new_command(commands, name: str, run: Callable, examples: str, **kwargs) -> 
     return parser
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, max_new_tokens: int = 256) -> None:
     parser.add_argument(
         "--model",
         metavar="DIR_OR_ID",
@@ -47,8 +47,17 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--system", metavar="TEXT", help="a system message (default: the chat template's, if any)")
     parser.add_argument(
-        "--max-new-tokens", type=count, default=256, metavar="N", help="longest answer, in tokens (default: 256)"
+        "--max-new-tokens",
+        type=count,
+        default=max_new_tokens,
+        metavar="N",
+        help="longest answer, in tokens (default: %(default)s)",
     )
+    add_device_options(parser)
+    parser.add_argument("--json", action="store_true", help="write one line of JSON for each answer")
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
     parser.add_argument(
         "--dtype",
@@ -56,7 +65,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="type of the weights (default: auto, the checkpoint's own)",
     )
-    parser.add_argument("--json", action="store_true", help="write one line of JSON for each answer")
 
 
 def add_frame_options(parser: argparse.ArgumentParser) -> None:
@@ -181,15 +189,16 @@ def load_processor(options: argparse.Namespace):
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     name = options.model or str(SHIPPED_MODEL)
+    which = {"revision": options.revision} if getattr(options, "revision", None) else {}
     if not os.path.isdir(name):
         try:
-            check_model_type(name, AutoConfig.from_pretrained(name).model_type)
+            check_model_type(name, AutoConfig.from_pretrained(name, **which).model_type)
         except OSError:  # an adapter, or nothing at all: then the processor's error says so
             pass
-    processor = AutoProcessor.from_pretrained(name)
+    processor = AutoProcessor.from_pretrained(name, **which)
 
     def load_model():
-        return AutoModelForImageTextToText.from_pretrained(name, dtype=options.dtype).to(device)
+        return AutoModelForImageTextToText.from_pretrained(name, dtype=options.dtype, **which).to(device)
 
     return processor, load_model
 

@@ -27,7 +27,8 @@ statuses = [status(arguments) for arguments in json.loads(sys.argv[1])]
 slow = sorted({"torch", "transformers", "av", "numpy", "video_panda_hf"} & set(sys.modules))
 print(json.dumps([statuses, slow, time.monotonic() - begun]), file=sys.stderr)
 """
-COMMANDS = ("ask", "chat", "watch", "push", "serve", "convert")
+COMMANDS = ("ask", "chat", "watch", "eval", "push", "serve", "convert")
+STEPS = ("predict", "judge", "report")
 
 
 def test_help_and_mistakes_are_answered_without_torch(tmp_path):
@@ -49,9 +50,17 @@ def test_help_and_mistakes_are_answered_without_torch(tmp_path):
         "no such folder: missing": ["convert", "missing", "target"],
         "invalid choice: 'dance'": ["dance"],
         "the following arguments are required: QUESTION": ["ask", CLIP],
+        "msvd is no task and no file. Tasks: msvd-qa": ["eval", "predict", "--task", "msvd", "--output", "o"],
+        "no such file or folder: vids": ["eval", "predict", "--task", "msvd-qa", "--videos", "vids", "--output", "o"],
+        "no such folder: runs/none": ["eval", "judge", "runs/none", "--judge", "exact"],
+        "--judge openai needs --model": ["eval", "judge", "empty", "--judge", "openai"],
+        "--limit is for --check-judge": ["eval", "judge", "empty", "--judge", "exact", "--limit", "5"],
+        "[1] is not a JSON object": ["eval", "judge", "empty", "--judge", "openai", "--request", "[1]"],
+        "no such folder: runs/gone": ["eval", "report", "runs/gone"],
         "not allowed with argument --fps": ["ask", CLIP, "What?", "--fps", "2", "--num-frames", "8"],
     }
     helps = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
+    helps += [["eval", step, "--help"] for step in STEPS]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps([*helps, *mistakes.values()])],
         cwd=tmp_path,
@@ -63,7 +72,7 @@ def test_help_and_mistakes_are_answered_without_torch(tmp_path):
     assert statuses == [0] * len(helps) + [2] * len(mistakes)
     assert slow == [] and seconds < 1
     assert not [message for message in mistakes if message not in done.stderr]
-    assert done.stdout.count("examples:\n  ") == len(COMMANDS) and "Traceback" not in done.stderr
+    assert done.stdout.count("examples:\n  ") == len(COMMANDS) + len(STEPS) and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -233,6 +233,42 @@ def test_many_questions_are_answered_as_one_by_one(pair, clip):
     assert session.ask([]) == []
 
 
+ANSWERS = ["A", "It is a red ball.", "no", "42 of them, at least"]
+
+
+def test_likelihoods_of_answers_are_those_of_whole_prompts(pair, clip, frames):
+    model, processor = pair
+    session = VideoPandaSession(model, processor, fps=5.0)
+    session.add(str(clip))
+    session.add_text("Look.")
+    found = session.log_likelihoods(QUESTION, ANSWERS)
+    for answer, row in zip(ANSWERS, found, strict=True):
+        inputs = whole(processor, clip, "Look.", QUESTION)
+        start = inputs["input_ids"].shape[1]
+        messages = [{"role": "user", "content": content_of(clip, "Look.", QUESTION)}]
+        messages.append({"role": "assistant", "content": answer})
+        inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt", fps=5.0)
+        ids = inputs["input_ids"][0, start : start + len(row)]
+        assert answer in processor.tokenizer.decode(ids)  # some templates put more before it
+        assert inputs["input_ids"][0, start + len(row)] == processor.tokenizer.eos_token_id
+        with torch.no_grad():
+            logits = model(**inputs).logits[0, start - 1 : start - 1 + len(row)]
+        expected = logits.log_softmax(-1)[torch.arange(len(row)), ids]
+        torch.testing.assert_close(row, expected, rtol=0, atol=1e-3)
+
+
+def test_the_question_runs_once_for_all_answers_and_leaves_no_trace(llama, clip, monkeypatch):
+    model, processor = llama
+    session = VideoPandaSession(model, processor, fps=5.0)
+    session.add(str(clip))
+    before, shapes, forward = session.num_tokens, [], model.forward
+    monkeypatch.setattr(model, "forward", lambda *a, **k: shapes.append(k["input_ids"].shape) or forward(*a, **k))
+    found = session.log_likelihoods(QUESTION, ANSWERS)
+    assert [rows for rows, _ in shapes] == [1, len(ANSWERS)]
+    assert shapes[0][1] < len(QUESTION) + 30 and shapes[1][1] == 1 + max(map(len, found))
+    assert session.num_tokens == before and session.log_likelihoods(QUESTION, []) == []
+
+
 def test_a_template_that_begins_with_the_question_is_refused(llama):
     model, processor = llama
     late = "{% for m in messages %}{{ m.content[1].text }}{{ '<video>' if m.content[0].type == 'video' }}{% endfor %}"

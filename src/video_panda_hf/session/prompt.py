@@ -1,5 +1,6 @@
 """The prompt of a conversation whose videos are still coming in: token ids and positions, without any pixels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -136,8 +137,17 @@ def write_prompt(processor, messages: list[dict], videos: list[Video]) -> Prompt
         videos (`list[Video]`):
             As far as they have come in, with the clips that are kept and the frames that wait.
     """
+    return write_prompts(processor, [messages], videos)[0]
+
+
+def write_prompts(processor, conversations: list[list[dict]], videos: list[Video]) -> list[Prompt]:
+    """The prompts of several conversations about the same videos, faster than one by one."""
     frames = np.array([video.clip_size if video.stamps else 1 for video in videos], dtype=int)  # of the stand-ins
-    ids = with_stand_ins(processor, messages, frames.tolist())
+    return [with_tokens(processor, ids, videos, frames) for ids in with_stand_ins(processor, conversations, frames)]
+
+
+def with_tokens(processor, ids: np.ndarray, videos: list[Video], frames: np.ndarray) -> Prompt:
+    """The prompt with the videos' own tokens in place of their stand-ins, which have so many frames."""
     length_of_frame = len(ids_of_frame(processor, 1, 1))
     # A frame of a stand-in has two such tokens: its context and its token.
     starts = np.flatnonzero(ids == processor.video_token_id)[2 * (frames.cumsum() - frames)]
@@ -155,35 +165,42 @@ def write_prompt(processor, messages: list[dict], videos: list[Video]) -> Prompt
     return Prompt(np.concatenate(parts), np.concatenate(positions))
 
 
-def with_stand_ins(processor, messages: list[dict], frames: list[int]) -> np.ndarray:
-    """The token ids of messages in which the videos have so many frames of one token. Above one, they have a time."""
+def with_stand_ins(processor, conversations: list[list[dict]], frames: Sequence[int]) -> list[np.ndarray]:
+    """
+    The token ids of conversations in which every video has so many frames of one token. Above one, they have a time.
+    All conversations have the same videos and end with the same role.
+    """
     side = processor.video_processor.patch_size * processor.video_processor.merge_size
-    stand_ins = iter({"type": "video", "video": np.zeros((count, side, side, 3), np.uint8)} for count in frames)
-    filled = []
-    for message in messages:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = [next(stand_ins) if part == VIDEO else part for part in content]
-        filled.append({**message, "content": content})
+    videos = [{"type": "video", "video": np.zeros((count, side, side, 3), np.uint8)} for count in frames]
+
+    def fill(messages: list[dict]) -> list[dict]:
+        stand_ins, filled = iter(videos), []
+        for message in messages:
+            content = message["content"]
+            if not isinstance(content, str):
+                content = [next(stand_ins) if part == VIDEO else part for part in content]
+            filled.append({**message, "content": content})
+        return filled
+
     settings = {"do_resize": False, "do_sample_frames": False, "input_data_format": "channels_last"}
     if max(frames, default=1) > 1:
-        settings |= {"timestamps": True, "video_metadata": [{"total_num_frames": n, "fps": 1.0} for n in frames]}
+        metadata = [{"total_num_frames": count, "fps": 1.0} for count in frames]
+        settings |= {"timestamps": True, "video_metadata": metadata * len(conversations)}
     inputs = processor.apply_chat_template(
-        filled,
+        [fill(messages) for messages in conversations],
         tokenize=True,
         return_dict=True,
-        add_generation_prompt=messages[-1]["role"] == "user",
+        add_generation_prompt=conversations[0][-1]["role"] == "user",
         processor_kwargs=settings,
     )
-    return np.asarray(inputs["input_ids"][0], dtype=np.int64)
+    return [np.asarray(ids, dtype=np.int64) for ids in inputs["input_ids"]]
 
 
 def check_template(processor, messages: list[dict]) -> None:
     """Raises `ValueError` if a question changes the prompt before the end of its video."""
-    before = []
-    for question in ("What is it?", "Why?"):
-        ids = with_stand_ins(processor, [*messages, {"role": "user", "content": [VIDEO, text_part(question)]}], [1])
-        before.append(ids[: np.flatnonzero(is_of_video(processor, ids)).max(initial=-1) + 1])
+    asked = [[VIDEO, text_part(question)] for question in ("What is it?", "Why?")]
+    prompts = with_stand_ins(processor, [[*messages, {"role": "user", "content": content}] for content in asked], [1])
+    before = [ids[: np.flatnonzero(is_of_video(processor, ids)).max(initial=-1) + 1] for ids in prompts]
     if len(before[0]) == 0 or not np.array_equal(*before):
         raise ValueError(
             "the chat template puts the question before the video, but a session encodes the video before it has a "

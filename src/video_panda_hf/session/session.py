@@ -30,6 +30,7 @@ from .prompt import (
     is_of_video,
     text_part,
     write_prompt,
+    write_prompts,
 )
 from .sampling import FrameSampler
 
@@ -228,10 +229,46 @@ class VideoPandaSession:
         with self._exclusively(), self._asking([question]) as (prompt,):
             return self._forward(prompt[len(self._cached) :], logits_to_keep=1).logits[0, -1].clone()
 
+    @torch.inference_mode()
+    def log_likelihoods(self, question: str, answers: list[str]) -> list[torch.Tensor]:
+        r"""
+        How likely each of several answers is. The question is put into the cache once, for all of them.
+
+        Args:
+            question (`str`):
+                The question.
+            answers (`list[str]`):
+                Possible answers.
+
+        Returns:
+            `list[torch.Tensor]`: for each answer the natural logarithms of its tokens' probabilities, float32
+            `(tokens,)`, without the special token that ends it.
+        """
+        if not answers:
+            return []
+        with self._exclusively(), self._asking([question]) as (prompt,):
+            videos = self._videos_completed()
+            whole = self._prompts(videos, [question] * len(answers), answers)
+            start = min(prompt.shared_with(written) for written in whole)  # tokens may differ where an answer begins
+            self._fill_cache(prompt[: start - 1])
+            answers = [self._without_end(written.ids[start:]) for written in whole]
+            rows = [np.append(prompt.ids[start - 1], answer) for answer in answers]
+            longest = max(map(len, rows))
+            ids = np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
+            positions = prompt.positions[start - 1] + np.arange(longest)
+            output = self.model(
+                input_ids=torch.from_numpy(ids).to(self.model.device),
+                position_ids=torch.from_numpy(positions).expand(len(ids), -1).to(self.model.device),
+                use_cache=True,
+                **{CACHE: branch_of(self._cache)},
+            )
+            found = output.logits[:, :-1].float().log_softmax(-1).cpu()
+        return [row[range(len(answer)), torch.from_numpy(answer)] for row, answer in zip(found, answers, strict=True)]
+
     def inputs_for(self, question: str) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask`, `(1, tokens)`, of the whole prompt; without clips that were dropped."""
         with self._exclusively():
-            ids = torch.from_numpy(self._prompt(self._videos_completed(), question).ids)[None]
+            ids = torch.from_numpy(self._prompts(self._videos_completed(), [question])[0].ids)[None]
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     # What there is
@@ -486,14 +523,23 @@ class VideoPandaSession:
 
     # Prompts
 
-    def _prompt(self, videos: list[Video], question: str) -> Prompt:
-        """The whole prompt of a question about these videos."""
-        message = {"role": "user", "content": [*self._content, text_part(question)]}
-        return write_prompt(self.processor, [*self._messages, message], videos)
+    def _prompts(self, videos: list[Video], questions: list[str], answers: list[str] | None = None) -> list[Prompt]:
+        """The whole prompts of questions about these videos. With answers, those of each question and its answer."""
+        asked = [[*self._content, text_part(question)] for question in questions]
+        conversations = [[*self._messages, {"role": "user", "content": content}] for content in asked]
+        for messages, answer in zip(conversations, answers or [], strict=False):
+            messages.append({"role": "assistant", "content": answer})
+        return write_prompts(self.processor, conversations, videos)
+
+    def _without_end(self, ids: np.ndarray) -> np.ndarray:
+        """The tokens of an answer up to the first special one."""
+        added = self.processor.tokenizer.added_tokens_decoder
+        is_end = [int(token) in added and added[int(token)].special for token in ids]
+        return ids[: is_end.index(True)] if True in is_end else ids
 
     def _prefix(self, videos: list[Video]) -> Prompt:
         """What is the same for every question: up to the end of the last video, or of what was remembered after it."""
-        prompt = self._prompt(videos, "?")
+        (prompt,) = self._prompts(videos, ["?"])
         end = np.flatnonzero(is_of_video(self.processor, prompt.ids)).max(initial=-1) + 1
         if VIDEO not in self._content and self._messages and self._messages[-1]["role"] == "assistant":
             end = max(end, write_prompt(self.processor, self._messages, videos).shared_with(prompt))
@@ -518,7 +564,7 @@ class VideoPandaSession:
         try:
             if videos and videos[-1].waiting:
                 self._fill_cache(self._prefix(videos), self._encode(videos[-1].waiting))
-            prompts = [self._prompt(videos, question) for question in questions]
+            prompts = self._prompts(videos, questions)
             self._crop(min(self._shared(prompt) for prompt in prompts))
             yield prompts
         finally:

@@ -1,0 +1,32 @@
+"""A run that is killed at any moment and gone on with ends in the report of a run that was not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+SCRIPT = Path(__file__).parents[1] / "helpers" / "killed_runs.py"
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    command = [sys.executable, str(SCRIPT), str(tmp_path_factory.mktemp("killed")), "20"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["predict", "judge"])
+def test_killed_at_20_random_moments_it_ends_in_the_same_report(step, killed):
+    lines, reports = killed[step]["lines"], killed[step]["reports"]
+    whole = 108 if step == "predict" else 100
+    assert len(lines) == 20 and len([count for count in lines if 0 < count < whole]) > 10  # really in the middle
+    assert len(reports) == 21 and set(reports) == {reports[0]}
+    assert '"expected": 108' in reports[0] and '"missing": 4' in reports[0] and '"broken": 4' in reports[0]
