@@ -8,10 +8,22 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
+    AutoTokenizer,
     GenerationConfig,
 )
 
-from helpers.tiny_models import CACHE_NAME, PATCH_DIM, ROW, TEXT_CONFIGS, VIDEO, tiny_batch, tiny_config, tiny_model
+from helpers.tiny_models import (
+    CACHE_NAME,
+    PATCH_DIM,
+    ROW,
+    TEXT_CONFIGS,
+    VIDEO,
+    model_of,
+    tiny_batch,
+    tiny_config,
+    tiny_model,
+)
+from helpers.tiny_tokenizers import chatml_tokenizer
 from video_panda_hf import (
     VideoPandaConfig,
     VideoPandaForConditionalGeneration,
@@ -20,6 +32,7 @@ from video_panda_hf import (
     VideoPandaVisionModel,
 )
 from video_panda_hf.modeling.layout_video_panda import VideoLayout, lay_out
+from video_panda_hf.modeling.modeling_video_panda import context_length
 
 
 needs_newer_torch = pytest.mark.skipif(
@@ -228,6 +241,65 @@ class TestGeneration:
         batch = {**batch, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
         assert torch.equal(continued, model.generate(**batch, max_new_tokens=4, do_sample=False))
 
+    @torch.no_grad()
+    @pytest.mark.parametrize("second", [[], [(4, 2, 6)], [(1, 6, 4), (4, 4, 8)]], ids=["text", "video", "two"])
+    def test_the_whole_conversation_continues_from_the_cache(self, second):
+        """Videos whose tokens are in the cache may stay among the inputs: they are not encoded again."""
+        model, batch = tiny_model(), tiny_batch([[(4, 4, 8), (1, 6, 4)]])
+        first = model.generate(**batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        more = tiny_batch([second])
+        ids = torch.cat([first.sequences, more["input_ids"]], 1)
+        whole = {**batch, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if second:
+            for name in ("pixel_values_videos", "video_grid_thw"):
+                whole[name] = torch.cat([batch[name], more[name]])
+        expected = model.generate(**whole, max_new_tokens=4, do_sample=False)
+        encoded = []
+        model.model.vision_tower.register_forward_pre_hook(lambda module, args: encoded.extend(args[1].tolist()))
+        continued = model.generate(**whole, **{CACHE_NAME: first[CACHE_NAME]}, max_new_tokens=4, do_sample=False)
+        assert torch.equal(continued, expected)
+        assert encoded == [list(grid) for grid in second]
+
+    def test_a_cache_that_ends_inside_a_video_is_an_error(self):
+        model, batch = tiny_model(), tiny_batch([[(4, 4, 8)]])
+        first = model.generate(**batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        cache = first[CACHE_NAME]
+        cache.crop(10 - cache.get_seq_length())
+        with pytest.raises(ValueError, match="the cache of 10 tokens ends in the middle of video 0"):
+            model.generate(**batch, **{CACHE_NAME: cache}, max_new_tokens=2)
+
+    def test_a_prompt_beyond_the_context_names_the_frames_that_fit(self):
+        config = tiny_config()
+        config.text_config.max_position_embeddings = 256
+        model = model_of(config)
+        batch = tiny_batch([[(40, 4, 8)]])
+        length = batch["input_ids"].shape[1]
+        with pytest.raises(ValueError, match=f"{length} tokens, .* context 256. It has 40 frames.*about 20 would fit"):
+            model.generate(**batch, max_new_tokens=2)
+        for frames, fits in ((20, True), (24, False)):
+            assert (tiny_batch([[(frames, 4, 8)]])["input_ids"].shape[1] <= 256) == fits
+        with pytest.raises(ValueError, match=r"context 256\. Shorten it"):
+            model.generate(input_ids=torch.full((1, 300), 7), max_new_tokens=2)
+        padded = torch.full((2, 300), 7)
+        mask = torch.ones_like(padded)
+        mask[:, :100] = 0
+        assert model.generate(input_ids=padded, attention_mask=mask, max_new_tokens=1, do_sample=False).shape[0] == 2
+
+    @pytest.mark.parametrize(
+        "rope, expected",
+        [
+            ({"rope_type": "default", "rope_theta": 1e4}, 64),
+            ({"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}, 256),
+            ({"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}, 128),
+        ],
+        ids=["plain", "linear", "yarn"],
+    )
+    def test_the_context_counts_a_stretched_rotary_embedding(self, rope, expected):
+        config = tiny_config()
+        config.text_config.max_position_embeddings = 64
+        config.text_config.rope_parameters = rope
+        assert context_length(config.text_config) == expected
+
 
 class TestLoading:
     def test_the_auto_classes_know_it(self, tmp_path):
@@ -318,6 +390,22 @@ class TestStartingFromALanguageModel:
         model.save_pretrained(tmp_path)
         loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
         torch.testing.assert_close(loaded(**batch).logits, logits)
+
+    def test_a_gguf_file_gives_both_the_weights_and_the_tokens(self, monkeypatch):
+        asked, language_model = [], AutoModelForCausalLM.from_config(tiny_config().text_config)
+
+        def model_from(path, **kwargs):
+            asked.append((path, kwargs))
+            return language_model
+
+        def tokenizer_from(path, **kwargs):
+            asked.append((path, kwargs))
+            return chatml_tokenizer()
+
+        monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", model_from)
+        monkeypatch.setattr(AutoTokenizer, "from_pretrained", tokenizer_from)
+        VideoPandaForConditionalGeneration.from_text_pretrained("folder", gguf_file="model.gguf")
+        assert asked == [("folder", {"gguf_file": "model.gguf"})] * 2
 
     def test_a_head_that_does_more_than_a_linear_map_is_refused(self, tmp_path):
         config = AutoConfig.for_model(

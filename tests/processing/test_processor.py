@@ -404,6 +404,18 @@ def test_building_leaves_the_given_tokenizer_alone_and_adds_special_tokens():
     ]
 
 
+def test_the_tokenizer_of_a_gguf_file_is_read_from_it(monkeypatch):
+    asked = []
+
+    def from_pretrained(*args, **kwargs):
+        asked.append((args, kwargs))
+        return chatml_tokenizer()
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
+    processor_of("folder", gguf_file="model.gguf")
+    assert asked == [(("folder",), {"gguf_file": "model.gguf"})]
+
+
 @pytest.mark.parametrize("make", [llama_tokenizer, chatml_tokenizer])
 def test_a_saved_processor_is_the_same_processor(tmp_path, make):
     make().save_pretrained(tmp_path / "llm")
