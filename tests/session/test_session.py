@@ -516,6 +516,18 @@ def test_wrong_use_is_a_clear_error(llama, clip, frames, call, message):
         call(VideoPandaSession(*llama), clip, frames)
 
 
+def test_pictures_in_place_of_a_video_are_an_error_that_says_what_to_do(llama, frames, tmp_path):
+    for number in range(8):
+        Image.fromarray(frames[number]).save(tmp_path / f"{number}.png")
+    session = VideoPandaSession(*llama)
+    with pytest.raises(ValueError, match=r"0\.png is a picture: use `add_picture`"):
+        session.add(tmp_path / "0.png")
+    with pytest.raises(ValueError, match=rf"{tmp_path.name} holds pictures, which have no rate: `decode_video`"):
+        session.add(tmp_path)
+    session.add(decode_video(tmp_path)[0], rate=4)
+    assert session.seconds == 2
+
+
 def test_what_came_before_an_error_stays(llama, clip, frames, monkeypatch):
     model, processor = llama
     session = VideoPandaSession(model, processor, fps=5.0)

@@ -358,7 +358,12 @@ class VideoPandaSession:
         def part(metadata) -> tuple[Fraction, list[int]]:
             """Where the next piece ends, and the frames that are due in it, counted in the whole file."""
             if metadata.fps is None:
-                raise ValueError(f"{name_of(source)} is a picture: use `add_picture`")
+                if metadata.total_num_frames == 1:
+                    raise ValueError(f"{name_of(source)} is a picture: use `add_picture`")
+                raise ValueError(
+                    f"{name_of(source)} holds pictures, which have no rate: `decode_video` returns them as frames, "
+                    "for `add(frames, rate=…)`"
+                )
             rate = Fraction(metadata.fps)
             length = metadata.total_num_frames / rate
             last = length if end is None else min(Fraction(end), length)
