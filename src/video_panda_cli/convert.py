@@ -61,6 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--private", action="store_true", help="with --push-to: make a new repository a private one")
 
 
+def main(arguments: list[str] | None = None) -> None:
+    """The command `video-panda-convert`: `--help` and wrong use are answered before torch is imported."""
+    new_parser().parse_args(arguments)
+    with common.importing():
+        from video_panda_hf.conversion import main as run
+    run(arguments)
+
+
 def convert(options: argparse.Namespace) -> int:
     if not os.path.isdir(options.source):
         raise FileNotFoundError(f"no such folder: {options.source}")

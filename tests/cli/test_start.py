@@ -14,9 +14,9 @@ from video_panda_hf.cli import main
 CLIP = str(SHIPPED_CLIPS / "red_circle_left.mp4")
 SCRIPT = """
 import json, sys, time
-from video_panda_cli import main
+from video_panda_cli import convert, main
 
-def status(arguments):
+def status(arguments, main=main):
     try:
         return main(arguments)
     except SystemExit as stopped:
@@ -24,6 +24,7 @@ def status(arguments):
 
 begun = time.monotonic()
 statuses = [status(arguments) for arguments in json.loads(sys.argv[1])]
+statuses += [status(["--help"], convert.main), status(["--dtype", "int4", "source", "target"], convert.main)]
 slow = sorted({"torch", "transformers", "av", "numpy", "video_panda_hf"} & set(sys.modules))
 print(json.dumps([statuses, slow, time.monotonic() - begun]), file=sys.stderr)
 """
@@ -69,9 +70,10 @@ def test_help_and_mistakes_are_answered_without_torch(tmp_path):
         text=True,
     )
     statuses, slow, seconds = json.loads(done.stderr.splitlines()[-1])
-    assert statuses == [0] * len(helps) + [2] * len(mistakes)
+    assert statuses == [0] * len(helps) + [2] * len(mistakes) + [0, 2]
     assert slow == [] and seconds < 1
     assert not [message for message in mistakes if message not in done.stderr]
+    assert "example:\n  video-panda-convert " in done.stdout and "invalid choice: 'int4'" in done.stderr
     assert done.stdout.count("examples:\n  ") == len(COMMANDS) + len(STEPS) and "Traceback" not in done.stderr
 
 

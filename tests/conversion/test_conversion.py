@@ -628,4 +628,4 @@ def test_help_shows_an_example(capsys):
 
 def test_the_command_is_installed():
     (command,) = entry_points(group="console_scripts", name="video-panda-convert")
-    assert command.load() is main
+    assert command.value == "video_panda_cli.convert:main" and callable(command.load())
