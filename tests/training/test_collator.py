@@ -336,6 +336,23 @@ def test_a_row_of_the_dataset_stands_in_where_the_first_batch_is_bad(processor, 
     assert (collator.seen, collator.skipped) == (6, 3) and trainer.data_collator is collator
 
 
+def test_without_a_collator_the_trainer_makes_its_own(processor, folder, tmp_path):
+    rows = [good(folder), row("what", "a ball")]
+    arguments = VideoPandaTrainingArguments(tmp_path, per_device_train_batch_size=2, use_cpu=True)
+    trainer = VideoPandaTrainer(tiny_model(), arguments, train_dataset=rows, processing_class=processor)
+    (batch,) = trainer.get_train_dataloader()
+    order = (
+        rows if torch.equal(batch["input_ids"], VideoPandaDataCollator(processor)(rows)["input_ids"]) else rows[::-1]
+    )
+    expected = VideoPandaDataCollator(processor)(order)
+    assert batch.keys() == expected.keys() and (batch["labels"] != -100).any()
+    assert all(torch.equal(batch[name], value) for name, value in expected.items())
+    own = VideoPandaDataCollator(processor, max_length=50)
+    assert VideoPandaTrainer(tiny_model(), arguments, own, processing_class=processor).data_collator is own
+    given = {"data_collator": own, "processing_class": processor}
+    assert VideoPandaTrainer(tiny_model(), arguments, **given).data_collator is own
+
+
 def test_wrong_arguments_say_so(processor):
     with pytest.raises(ValueError, match="'ignore'"):
         VideoPandaDataCollator(processor, on_error="ignore")

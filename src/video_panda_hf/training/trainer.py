@@ -56,6 +56,7 @@ class VideoPandaTrainer(Trainer):
       Predictions and `compute_loss_func` get all logits;
     * with `train_sampling_strategy="group_by_length"`, batches examples of similar length, estimated from their text
       and number of videos;
+    * makes a `VideoPandaDataCollator` of `processing_class`, a `VideoPandaProcessor`, if no `data_collator` is given;
     * passes the dataset to a `VideoPandaDataCollator` as `stand_ins`;
     * writes a model card about the training, but never over a card that was edited by hand.
 
@@ -85,6 +86,9 @@ class VideoPandaTrainer(Trainer):
         freeze_parts(model, args)
         if args.world_size > 1 or not args.train_language:
             keep_in_step(base_model(model), alone=args.world_size == 1)
+        no_collator = not positional and keywords.get("data_collator") is None
+        if no_collator and hasattr(processor := keywords.get("processing_class"), "video_processor"):
+            keywords["data_collator"] = VideoPandaDataCollator(processor)
         super().__init__(model, args, *positional, **keywords)
         if self.args.n_gpu > 1:
             raise ValueError(
