@@ -132,8 +132,17 @@ def evaluation(result: dict) -> str:
     return markdown(lines)
 
 
+def long_video(result: dict) -> str:
+    """`rows` have `way`, `frames`, `seconds`, and `megabytes` beyond those of one clip."""
+    names = {"whole": "processor and `get_video_features`", "pieces": "`encode_videos`"}
+    lines = [["on " + result["setting"], "frames", "memory", "time"]]
+    for row in result["rows"]:
+        lines.append([names[row["way"]], str(row["frames"]), f"{row['megabytes']:,.0f} MB", f"{row['seconds']:.0f} s"])
+    return markdown(lines)
+
+
 TABLES = {"stab": stab, "decoding": decoding, "training": training, "conversion": conversion, "session": session}
-TABLES |= {"evaluation": evaluation}
+TABLES |= {"evaluation": evaluation, "long_video": long_video}
 
 
 def markdown(lines: list[list[str]]) -> str:

@@ -21,13 +21,14 @@ from .errors import (
 from .live import read_live
 from .pictures import decode_image, decode_picture, rgb_of
 from .sources import VideoSource
-from .video import decode_video, decode_video_or_picture
+from .video import OpenedVideo, decode_video, decode_video_or_picture, opened_video
 
 
 __all__ = [
     "CorruptVideoError",
     "DecodeLimits",
     "NotAVideoError",
+    "OpenedVideo",
     "UnsupportedCodecError",
     "VideoDecodeError",
     "VideoDecodeWarning",
@@ -42,6 +43,7 @@ __all__ = [
     "decode_video",
     "decode_video_or_picture",
     "limits_of",
+    "opened_video",
     "read_live",
     "rgb_of",
 ]

@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from queue import SimpleQueue
@@ -53,6 +53,7 @@ def open_reader(readable: str | BinaryIO, look: Look, budget: Budget, all_times:
                     reader = LinearReader(readable, budget)
                 else:
                     reader = SeekingReader(readable, GroupDecoder(container, stream, budget, budget.strict, index))
+        closing.callback(reader.close)
         yield reader
 
 
@@ -88,6 +89,9 @@ class FrameReader:
                     f"{self.video}: is cut off: {missing}. {self.count} frames can be had: "
                     f"fetch the file again, or pass {LENIENT} to take those."
                 )
+
+    def close(self) -> None:
+        """Frees what `open_reader` does not."""
 
     def read(self, numbers: Sequence[int]) -> np.ndarray:
         """The frames of these numbers, in this order, as (T, height, width, 3) uint8 RGB."""
@@ -225,13 +229,16 @@ class SeekingReader(FrameReader):
 class LinearReader(FrameReader):
     """Decodes from start to end, once to count the frames, and again to read them if they are too many to keep.
 
-    It opens the video again for each pass, because the search for an index may have moved the position.
+    It opens the video again for each pass, because the search for an index may have moved the position. The pass that
+    reads them goes on with the next call of `read`, as long as the frames come later in the video.
     """
 
     def __init__(self, readable: str | BinaryIO, budget: Budget):
         super().__init__(budget)
         self.readable = readable
         self.kept: list[av.VideoFrame] | None = []
+        self.frames: Generator[tuple[int, av.VideoFrame], None, None] | None = None  # of the pass that reads
+        self.next_number = 0  # of them
         with self._opened() as (container, stream):
             self._count_frames(container, stream)
 
@@ -265,13 +272,28 @@ class LinearReader(FrameReader):
         if self.kept is not None:
             yield from ((number, self.convert(self.kept[number])) for number in numbers)
             return
+        if not numbers:
+            return
+        if self.frames is None or numbers[0] < self.next_number:
+            self.close()
+            self.frames = self._numbered_frames()
         wanted = set(numbers)
+        for number, frame in self.frames:
+            self.next_number = number + 1
+            if number in wanted:
+                yield number, self.convert(frame)
+            if number >= numbers[-1]:
+                break
+
+    def _numbered_frames(self) -> Generator[tuple[int, av.VideoFrame], None, None]:
         with self._opened() as (container, stream):
-            for number, frame in enumerate(self._decode_all(container, stream)):
-                if number in wanted:
-                    yield number, self.convert(frame)
-                if number >= numbers[-1]:
-                    break
+            yield from enumerate(self._decode_all(container, stream))
+
+    def close(self) -> None:
+        """Ends the pass that reads."""
+        if self.frames is not None:
+            self.frames.close()
+            self.frames = None
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:

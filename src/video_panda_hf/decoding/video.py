@@ -3,9 +3,14 @@
 It lists the packets of the file without decoding them. This gives every frame its number and time. The caller then
 chooses frames. Decoding runs only from the key frame before a chosen frame to that frame. Containers without
 presentation times are decoded from start to end instead.
+
+`opened_video` gives the frames of one file in several calls, so that not all of them are in memory at a time.
 """
 
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import index
 from typing import Literal
 
@@ -73,8 +78,8 @@ def decode_video(
         if sample_indices_fn is not None:
             raise ValueError("`indices` and `sample_indices_fn` both choose frames: give one of them")
         sample_indices_fn = _always(indices)
-    with decoders_end_here():
-        return _decode_video(source, sample_indices_fn, (start, end), limits, strict, pixels)
+    with opened_video(source, start=start, end=end, limits=limits, strict=strict, pixels=pixels) as video:
+        return _frames_of(video, sample_indices_fn)
 
 
 def decode_video_or_picture(
@@ -114,43 +119,132 @@ def decode_video_or_picture(
         VideoFrameError: (a `ValueError` and an `IndexError`) if a wanted frame does not exist.
         TypeError: If `source` is of another type.
     """
-    pictures = {"may_be_mjpeg": may_be_mjpeg}
-    with decoders_end_here():
-        return _decode_video(source, sample_indices_fn, (None, None), limits, strict, pixels, pictures)
+    pictures = {"may_be_picture": True, "may_be_mjpeg": may_be_mjpeg}
+    with opened_video(source, limits=limits, strict=strict, pixels=pixels, **pictures) as video:
+        return _frames_of(video, sample_indices_fn)
 
 
-def _decode_video(
+@contextmanager
+def opened_video(
     source: VideoSource,
-    sample_indices_fn: SampleIndicesFn | None,
-    window: tuple[float | None, float | None],
-    limits: DecodeLimits | None,
-    strict: bool,
-    pixels: str,
-    pictures: dict | None = None,
-) -> tuple[np.ndarray, VideoMetadata]:
-    limits = limits or DecodeLimits()
-    budget = Budget(describe(source), limits, strict, pixels)
-    if is_folder(source):
-        return _read(FolderReader(source, budget), sample_indices_fn, window)
-    with open_source(source, budget) as readable:
-        with errors_of(budget.video):
-            look = look_at(readable)
-            picture = None if pictures is None else read_picture(readable, look, budget, **pictures)
-        if picture is not None:
-            return picture, metadata_of(picture)
-        with open_reader(readable, look, budget, all_times=window != (None, None)) as reader:
-            return _read(reader, sample_indices_fn, window)
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    limits: DecodeLimits | None = None,
+    strict: bool = True,
+    pixels: Literal["stored", "displayed"] = "stored",
+    may_be_picture: bool = False,
+    may_be_mjpeg: bool = True,
+) -> Iterator["OpenedVideo"]:
+    """
+    A context with an open video, whose frames can be read in parts.
+
+    `limits.max_output_bytes` is for each part, and `limits.max_seconds` counts the time inside of `read` only.
+
+    Args:
+        source (`str`, `os.PathLike`, `bytes`, `bytearray`, `memoryview` or `BinaryIO`):
+            See `decode_video`.
+        start, end, limits, strict, pixels (*optional*):
+            See `decode_video`.
+        may_be_picture (`bool`, *optional*, defaults to `False`):
+            Whether a picture is read by Pillow, as `decode_video_or_picture` does.
+        may_be_mjpeg (`bool`, *optional*, defaults to `True`):
+            See `decode_video_or_picture`.
+
+    Returns:
+        A context manager that gives the `OpenedVideo`.
+
+    Raises:
+        VideoDecodeError: If the video cannot be opened or decoded. The subclass tells why.
+
+    Example:
+
+    ```python
+    with opened_video("film.mkv") as video:
+        for first in range(0, video.metadata.total_num_frames, 64):
+            frames = video.read(range(first, min(first + 64, video.metadata.total_num_frames)))
+    ```
+    """
+    budget = Budget(describe(source), limits or DecodeLimits(), strict, pixels)
+    with decoders_end_here():
+        if is_folder(source):
+            yield OpenedVideo(FolderReader(source, budget), (start, end))
+            return
+        with open_source(source, budget) as readable:
+            with errors_of(budget.video):
+                look = look_at(readable)
+                picture = read_picture(readable, look, budget, may_be_mjpeg) if may_be_picture else None
+            if picture is not None:
+                yield OpenedPicture(picture)
+                return
+            with open_reader(readable, look, budget, all_times=start is not None or end is not None) as reader:
+                yield OpenedVideo(reader, (start, end))
 
 
-def _read(
-    reader: FrameReader, sample_indices_fn: SampleIndicesFn | None, window: tuple[float | None, float | None]
-) -> tuple[np.ndarray, VideoMetadata]:
-    first, count, duration = _window(reader, *window)
-    metadata = _metadata(reader, count, duration)
-    indices = _wanted_indices(reader.video, sample_indices_fn, metadata)
-    _check_output(reader.video, indices, metadata, reader.budget.limits)
-    with errors_of(reader.video):
-        frames = reader.read([first + index for index in indices])
+class OpenedVideo:
+    """
+    A video that is open, or a part of it. Make it by `opened_video`.
+
+    Attributes:
+        metadata (`VideoMetadata`):
+            See `decode_video`; complete except for `frames_indices`.
+    """
+
+    is_picture = False
+
+    def __init__(self, reader: FrameReader, window: tuple[float | None, float | None]):
+        self._reader = reader
+        self._first, count, duration = _window(reader, *window)
+        self.metadata = _metadata(reader, count, duration)
+        self._left_at = time.monotonic()
+
+    def check(self, indices: Sequence[int]) -> list[int]:
+        """These numbers of frames as integers. Raises `VideoDecodeError` for one that does not exist, or too many."""
+        video, total = self._reader.video, self.metadata.total_num_frames
+        indices = [int(index) for index in indices]
+        if outside := [index for index in indices if not 0 <= index < total]:
+            raise VideoFrameError(
+                f"{video}: frame {outside[0]} was asked for, but the video has {total} frames, 0 to {total - 1}"
+            )
+        most = self._reader.budget.limits.max_frames
+        check_limit(video, "the number of frames asked for", len(indices), most, "max_frames")
+        return indices
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """The frames of these numbers, in this order: uint8 RGB `(num_frames, height, width, 3)`."""
+        reader, indices = self._reader, self.check(indices)
+        size, most = len(indices) * math.prod(reader.size) * 3, reader.budget.limits.max_output_bytes
+        check_limit(reader.video, "the size in bytes of the frames asked for", size, most, "max_output_bytes")
+        reader.budget.start += time.monotonic() - self._left_at
+        try:
+            with errors_of(reader.video):
+                return reader.read([self._first + index for index in indices])
+        finally:
+            self._left_at = time.monotonic()
+
+
+class OpenedPicture(OpenedVideo):
+    """A picture, as a video of one frame."""
+
+    is_picture = True
+
+    def __init__(self, picture: np.ndarray):
+        self._picture, self.metadata = picture, metadata_of(picture)
+
+    def check(self, indices: Sequence[int]) -> list[int]:
+        return [0] * len(indices)
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        return self._picture[self.check(indices)]
+
+
+def _frames_of(video: OpenedVideo, sample_indices_fn: SampleIndicesFn | None) -> tuple[np.ndarray, VideoMetadata]:
+    metadata = video.metadata
+    if video.is_picture:
+        return video.read([0]), metadata
+    indices = range(metadata.total_num_frames) if sample_indices_fn is None else sample_indices_fn(metadata)
+    indices = video.check(indices)
+    frames = video.read(indices)
     metadata.frames_indices = indices
     return frames, metadata
 
@@ -189,22 +283,3 @@ def _metadata(reader: FrameReader, count: int, duration: float | None) -> VideoM
         width=width,
         video_backend="pyav",
     )
-
-
-def _wanted_indices(video: str, sample_indices_fn: SampleIndicesFn | None, metadata: VideoMetadata) -> list[int]:
-    total = metadata.total_num_frames
-    if sample_indices_fn is None:
-        return list(range(total))
-    indices = [int(index) for index in sample_indices_fn(metadata)]
-    outside = [index for index in indices if not 0 <= index < total]
-    if outside:
-        raise VideoFrameError(
-            f"{video}: frame {outside[0]} was asked for, but the video has {total} frames, 0 to {total - 1}"
-        )
-    return indices
-
-
-def _check_output(video: str, indices: list[int], metadata: VideoMetadata, limits: DecodeLimits) -> None:
-    check_limit(video, "the number of frames asked for", len(indices), limits.max_frames, "max_frames")
-    size = len(indices) * metadata.height * metadata.width * 3
-    check_limit(video, "the size in bytes of the frames asked for", size, limits.max_output_bytes, "max_output_bytes")

@@ -351,7 +351,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             return next((value for value in configured if value is not None), None)
 
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
-        self._check_length(input_ids, kwargs.get("attention_mask"), kwargs.get("video_grid_thw"))
+        self.check_length(input_ids, kwargs.get("attention_mask"), kwargs.get("video_grid_thw"))
         cache = kwargs.get("cache") if kwargs.get("past_key_values") is None else kwargs["past_key_values"]
         cached = 0 if cache is None else cache.get_seq_length()
         if cached and input_ids is not None and kwargs.get("pixel_values_videos") is not None:
@@ -377,7 +377,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
         logits_processor = LogitsProcessorList([placeholders, *(logits_processor or [])])
         return super().generate(inputs, generation_config, logits_processor, **kwargs)
 
-    def _check_length(self, input_ids, attention_mask, video_grid_thw) -> None:
+    def check_length(self, input_ids, attention_mask, video_grid_thw) -> None:
         """Raises `ValueError` for a prompt that is longer than the language model's context."""
         context = context_length(self.config.get_text_config())
         if input_ids is None or context is None or input_ids.shape[1] <= context:

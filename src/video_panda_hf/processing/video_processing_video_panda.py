@@ -145,7 +145,7 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
         if not videos:
             raise ValueError("there is no video among `videos`")
         check_sampling(**kwargs)
-        how = self._how_to_decode(*(kwargs.pop(name, None) for name in ("decode_limits", "strict_decoding", "pixels")))
+        how = self.how_to_decode(*(kwargs.pop(name, None) for name in ("decode_limits", "strict_decoding", "pixels")))
         videos = [dataclasses.replace(v, **how) if isinstance(v, EncodedVideo) else v for v in videos]
         # `fps` in the call replaces the processor's own `num_frames`, and the reverse.
         if kwargs.get("fps") is not None:
@@ -202,9 +202,9 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
             decoded = [self.fetch_videos(video, sample_indices_fn) for video in video_url_or_urls]
             return list(zip(*decoded, strict=True))
         (video,) = list_videos(video_url_or_urls)
-        return dataclasses.replace(video, **self._how_to_decode()).decode(sample_indices_fn)
+        return dataclasses.replace(video, **self.how_to_decode()).decode(sample_indices_fn)
 
-    def _how_to_decode(self, decode_limits=None, strict_decoding=None, pixels=None) -> dict:
+    def how_to_decode(self, decode_limits=None, strict_decoding=None, pixels=None) -> dict:
         strict = self.strict_decoding if strict_decoding is None else strict_decoding
         limits = decode_limits or self.decode_limits
         limits = limits if decoding is None else decoding.limits_of(limits)

@@ -16,9 +16,10 @@ from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
-from video_panda_hf.processing import rgb_frames
+from video_panda_hf.processing import opened_file, rgb_frames
 
 from .cache import branch_of, cache_of, new_cache
+from .encoding import FRAMES_AT_ONCE
 from .file import read_session, write_session
 from .prompt import (
     VIDEO,
@@ -38,7 +39,6 @@ from .sampling import FrameSampler
 # transformers renamed the cache in 5.24.
 CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
 CLIPS_AT_ONCE = 8  # clips that are encoded and put into the cache by one call
-FRAMES_AT_ONCE = 64  # frames of a file that are in memory at a time
 TAKEN_OPTIONS = {"inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache", "past_key_values"}
 TAKEN_OPTIONS |= {"streamer", "num_return_sequences", "return_dict_in_generate", "cache_implementation", "use_cache"}
 
@@ -352,37 +352,33 @@ class VideoPandaSession:
         return self._take(video, [frames[number] for number in due], times, seconds)
 
     def _add_file(self, source, start: float | None, end: float | None) -> int:
-        position, encoded = Fraction(start or 0), 0
-        piece = FRAMES_AT_ONCE / Fraction(self.fps)  # so that few frames are in memory at a time
-
-        def part(metadata) -> tuple[Fraction, list[int]]:
-            """Where the next piece ends, and the frames that are due in it, counted in the whole file."""
+        encoded = 0
+        with opened_file(self.processor.video_processor, source) as file:
+            metadata, name = file.metadata, name_of(source)
             if metadata.fps is None:
                 if metadata.total_num_frames == 1:
-                    raise ValueError(f"{name_of(source)} is a picture: use `add_picture`")
+                    raise ValueError(f"{name} is a picture: use `add_picture`")
                 raise ValueError(
-                    f"{name_of(source)} holds pictures, which have no rate: `decode_video` returns them as frames, "
+                    f"{name} holds pictures, which have no rate: `decode_video` returns them as frames, "
                     "for `add(frames, rate=…)`"
                 )
-            rate = Fraction(metadata.fps)
+            position, rate = Fraction(start or 0), Fraction(metadata.fps)
             length = metadata.total_num_frames / rate
             last = length if end is None else min(Fraction(end), length)
             if not 0 <= position < last:
                 raise ValueError(
-                    f"{name_of(source)} has {float(length):g} seconds, so {start or 0:g} to {float(last):g} is no part"
+                    f"{name} has {float(length):g} seconds, so {start or 0:g} to {float(last):g} is no part"
                 )
-            until = min(last, position + piece)
-            due = self._current_sampler().due(until - position, rate, position)
-            return until, [min(number, metadata.total_num_frames - 1) for number in due]
-
-        finished = False
-        while not finished:
-            frames, metadata = self.processor.video_processor.fetch_videos(source, lambda found: part(found)[1] or [0])
-            until, due = part(metadata)
-            times = [number / Fraction(metadata.fps) - position for number in due]
-            encoded += self._take(self._current_video(frames[0]), list(frames[: len(due)]), times, until - position)
-            length = metadata.total_num_frames / Fraction(metadata.fps)
-            position, finished = until, until == (length if end is None else min(Fraction(end), length))
+            while position < last:
+                until = min(last, position + FRAMES_AT_ONCE / Fraction(self.fps))
+                due = self._current_sampler().due(until - position, rate, position)
+                due = [min(number, metadata.total_num_frames - 1) for number in due]
+                times = [number / rate - position for number in due]
+                frames = file.read(due or [0])  # one shows the size, where none is due
+                encoded += self._take(
+                    self._current_video(frames[0]), list(frames[: len(due)]), times, until - position
+                )
+                position = until
         return encoded
 
     def _take(self, video: Video, frames: list[np.ndarray], times: list[Fraction], seconds: Fraction) -> int:
