@@ -1,10 +1,9 @@
 """Memory and time of long videos: `encode_videos` compared with the whole video at once.
 
-    python benchmarks/long_video.py [--frames 128 512] [--json FILE]
+    python benchmarks/long_video.py [--frames 64 256] [--json FILE]
 
-Each measurement is a process of its own. The videos have 1280 × 720 pixels and one frame a second; STAB has the released
-size with random weights, and the language model is tiny. The memory is the peak of what is resident, less that of the
-model with one clip.
+Each measurement is a process of its own. The videos have 1280 × 720 pixels and one frame a second; STAB has the
+released size and random weights. The memory is the peak of what is resident, less that of the model with one clip.
 """
 
 import argparse
@@ -30,7 +29,7 @@ CONTEXT = 1 << 20
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, nargs=2, default=[128, 512], metavar="N", help="of two videos")
+    parser.add_argument("--frames", type=int, nargs=2, default=[64, 256], metavar="N", help="of two videos")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to a file")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # way, video, frames: for the processes
     arguments = parser.parse_args()

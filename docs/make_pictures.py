@@ -39,7 +39,7 @@ def ask(question: str) -> str:
     model = pipeline("image-text-to-text", model=str(SHIPPED_MODEL))
     content = [{"type": "video", "path": str(CLIP)}, {"type": "text", "text": question}]
     answers = model(text=[{"role": "user", "content": content}], max_new_tokens=20, return_full_text=False)
-    return answers[0]["generated_text"].strip()
+    return answers[0]["generated_text"]
 
 
 def save_gif(file: Path, answer: str) -> None:

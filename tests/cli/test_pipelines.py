@@ -20,6 +20,7 @@ from video_panda_hf.decoding import decode_video
 
 
 QUESTION = {"type": "text", "text": "Describe the video."}
+WHICH_COLOUR = {"type": "text", "text": "What colour is the shape?"}
 CLIPS = {path.name.split("_")[0]: str(path) for path in sorted(SHIPPED_CLIPS.glob("*.mp4"))}  # <colour>_….mp4
 
 
@@ -32,15 +33,16 @@ def test_a_pipeline_answers_about_videos_in_chat_format(task, capfd):
     ask = pipeline(task, model=str(SHIPPED_MODEL))
     options = {"max_new_tokens": 20, "return_full_text": False}
     alone = ask(text=conversation(CLIPS["red"]), **options)
-    assert "red" in alone[0]["generated_text"]
+    assert alone[0]["generated_text"] == "A red circle moves to the left."  # no space before it
     together = ask(text=[conversation(clip) for clip in CLIPS.values()], batch_size=len(CLIPS), **options)
     assert all(colour in answer[0]["generated_text"] for colour, answer in zip(CLIPS, together, strict=True))
     full = ask(text=conversation(CLIPS["red"]), max_new_tokens=20)[0]["generated_text"]
     assert full[-1] == {"role": "assistant", "content": alone[0]["generated_text"]}
+    follow_up = ask(text=[*full, {"role": "user", "content": [WHICH_COLOUR]}], **options)[0]["generated_text"]
+    assert follow_up and follow_up == follow_up.strip() and "USER" not in follow_up
     assert "not supported" not in capfd.readouterr().err
 
 
-WHICH_COLOUR = {"type": "text", "text": "What colour is the shape?"}
 SHOWN = "<s>USER: <image>\nWhat colour is the shape? ASSISTANT:"
 
 

@@ -23,6 +23,7 @@ VIDEO_TOKEN = "<video>"
 ROW_TOKEN = "<row>"
 
 FLATTENED = "{%- set messages = flat.messages %}"  # ends what `chat_templates/flatten.jinja` puts before a template
+BEFORE_ANSWER = re.compile(r"\A +|(?<=ASSISTANT:) ")
 PARTS = {"image": "image", "image_url": "image", "video": "video", "video_url": "video"}
 
 
@@ -260,6 +261,11 @@ class VideoPandaProcessor(ProcessorMixin):
         make = partial(super().apply_chat_template, conversation, **arguments, **kwargs)
         return answers.with_mask(make, conversation, template, self.tokenizer, processor_kwargs, kwargs)
 
+    def post_process_image_text_to_text(self, generated_outputs, **kwargs):
+        """The text of token ids, without the space before an answer, which pipelines would take for a part of it."""
+        texts = super().post_process_image_text_to_text(generated_outputs, **kwargs)
+        return BEFORE_ANSWER.sub("", texts) if isinstance(texts, str) else [BEFORE_ANSWER.sub("", t) for t in texts]
+
     def _chat_template(self, name_or_template: str | None) -> str:
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         if name_or_template is not None:
@@ -301,10 +307,7 @@ def space_after_video(tokenizer) -> str:
     A space if the tokenizer needs one to encode the text after a video like the start of a text, as in training.
     Llama's adds a space before a text, but not after a special token unless `legacy` is set.
     """
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
-
+    encode = partial(tokenizer.encode, add_special_tokens=False)
     start, after, after_space = encode("\n"), encode(ROW_TOKEN + "\n")[1:], encode(ROW_TOKEN + " \n")[1:]
     return " " if after != start and after_space == start else ""
 

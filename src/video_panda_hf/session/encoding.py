@@ -15,7 +15,7 @@ from transformers.video_utils import VideoMetadata
 from video_panda_hf.processing import check_frame_count, list_metadata, opened, rgb_frames
 
 
-FRAMES_AT_ONCE = 64  # frames of a video that are in memory at a time
+FRAMES_AT_ONCE = 32  # of a video that are decoded and encoded together
 
 
 @torch.inference_mode()
