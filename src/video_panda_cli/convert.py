@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 
 from . import options as common
 
@@ -62,11 +63,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command `video-panda-convert`: `--help` and wrong use are answered before torch is imported."""
-    new_parser().parse_args(arguments)
+    """
+    Runs the command `video-panda-convert`. `--help` and wrong use are answered before torch is imported.
+
+    Args:
+        arguments (`list[str]`, *optional*):
+            Arguments of the command. Defaults to those of the process.
+
+    Raises:
+        SystemExit: If the conversion or the upload fails, with the message.
+    """
+    options = new_parser().parse_args(arguments)
     with common.importing():
-        from video_panda_hf.conversion import main as run
-    run(arguments)
+        from video_panda_hf.conversion import UploadError, convert_and_push
+
+    try:
+        convert_and_push(**vars(options))
+    except KeyboardInterrupt:
+        sys.exit(common.INTERRUPTED)
+    except (OSError, ValueError, UploadError) as error:
+        sys.exit(f"video-panda-convert: {error}")
 
 
 def convert(options: argparse.Namespace) -> int:

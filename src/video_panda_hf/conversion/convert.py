@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -24,13 +23,7 @@ from accelerate.utils import convert_file_size_to_int
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from tqdm import tqdm
-from transformers import (
-    AutoTokenizer,
-    GenerationConfig,
-    LlamaConfig,
-    LlamaTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaTokenizer, PreTrainedTokenizerBase
 
 from video_panda_hf.hub import add_code, push_folder
 from video_panda_hf.modeling import (
@@ -437,25 +430,8 @@ def chunks_of(key: str, stored: StoredTensor, name: str, rows: int) -> Iterator[
         yield (total / count).expand(rows - count, -1)
 
 
-def main(arguments: list[str] | None = None):
-    """
-    Runs the command `video-panda-convert`.
-
-    Args:
-        arguments (`list[str]`, *optional*):
-            Arguments of the command. Defaults to those of the process.
-
-    Raises:
-        SystemExit: If the conversion or the upload fails, with the message.
-    """
-    from video_panda_cli.convert import new_parser  # there, `--help` needs no torch
-
-    try:
-        convert_and_push(**vars(new_parser().parse_args(arguments)))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (OSError, ValueError, UploadError) as error:
-        sys.exit(f"video-panda-convert: {error}")
+class UploadError(Exception):
+    """A converted checkpoint could not be uploaded. It is kept. The message has the command to try again."""
 
 
 def convert_and_push(push_to: str | None, private: bool, **options) -> None:
@@ -477,37 +453,19 @@ def convert_and_push(push_to: str | None, private: bool, **options) -> None:
     """
     if push_to is not None:
         validate_repo_id(push_to)
-    with cleaning_up_when_terminated():
-        target = convert_checkpoint(**options)
-    print(target, flush=True)
-    if push_to is not None:
-        print(push(target, push_to, private))
-
-
-@contextmanager
-def cleaning_up_when_terminated():
-    """Cleans up after SIGTERM (from a scheduler or `docker stop`) as after Ctrl-C."""
+    # SIGTERM (from a scheduler or `docker stop`) cleans up as Ctrl-C does.
     former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        yield
+        target = convert_checkpoint(**options)
     finally:
         signal.signal(signal.SIGTERM, former)
-
-
-def push(target: Path, repo_id: str, private: bool) -> str:
-    """Uploads the converted folder and returns its URL. On failure, the error has the command to try again."""
+    print(target, flush=True)
+    if push_to is None:
+        return
     try:
-        return push_folder(target, repo_id, private=private or None)
+        print(push_folder(target, push_to, private=private or None))
     except (OSError, ValueError) as error:
         raise UploadError(
             f"{target} is converted, but not on the Hub: {error}\n"
-            f"To try again: video-panda push {target} {repo_id}{' --private' if private else ''}"
+            f"To try again: video-panda push {target} {push_to}{' --private' if private else ''}"
         ) from error
-
-
-class UploadError(Exception):
-    """A converted checkpoint could not be uploaded. It is kept. The message has the command to try again."""
-
-
-if __name__ == "__main__":
-    main()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 
 
 CHUNK_ELEMENTS = 2**18
@@ -211,23 +212,19 @@ def write_tensors(folder: Path, tensors: list[OutputTensor], max_shard_size: int
 
     `written` is called after every tensor.
     """
-    shards = [[]]
-    for tensor in tensors:
-        if shards[-1] and sum(other.num_bytes for other in shards[-1]) + tensor.num_bytes > max_shard_size:
-            shards.append([])
-        shards[-1].append(tensor)
-
-    if len(shards) == 1:
-        write_safetensors(folder / "model.safetensors", tensors, written)
-        return
-    places = {}
-    for number, shard in enumerate(shards, 1):
-        file = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(file, shard, written)
-        places |= {tensor.name: file.name for tensor in shard}
-    index = {"metadata": {"total_size": sum(tensor.num_bytes for tensor in tensors)}, "weight_map": places}
-    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    by_name = {tensor.name: tensor for tensor in tensors}
+    split = split_state_dict_into_shards_factory(
+        by_name,
+        get_storage_size=lambda tensor: tensor.num_bytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    for file, names in split.filename_to_tensors.items():
+        write_safetensors(folder / file, [by_name[name] for name in names], written)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
 def write_safetensors(file: Path, tensors: list[OutputTensor], written: Callable[[], None]):
