@@ -1,7 +1,6 @@
 """`video-panda convert`, also `video-panda-convert`: a checkpoint of the reference release for `from_pretrained`."""
 
 import argparse
-import os
 import sys
 
 from . import options as common
@@ -86,13 +85,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def convert(options: argparse.Namespace) -> int:
-    if not os.path.isdir(options.source):
-        raise FileNotFoundError(f"no such folder: {options.source}")
+    common.check_folder(options.source)
     with common.importing():
         from video_panda_hf.conversion import UploadError, convert_and_push
 
     try:
-        convert_and_push(**{name: value for name, value in vars(options).items() if name != "run"})
+        convert_and_push(**vars(options))
     except UploadError as error:
         raise common.WorkFailed(error) from error
     return 0
