@@ -38,6 +38,7 @@ from .files import (
     ConversionError,
     OutputTensor,
     StoredTensor,
+    check_files,
     list_tensors,
     name_some,
     read_json,
@@ -103,8 +104,8 @@ def convert_checkpoint(
         `Path`: the target folder.
 
     Raises:
-        ConversionError: If the source or a setting is wrong. The message names the file, key or setting. Nothing is
-            written.
+        ConversionError: If the source or a setting is wrong, or the processor cannot be written. The message names the
+            file, key or setting. Nothing is left.
         OSError: If the folder cannot be written. Nothing of it is left.
     """
     source, target = Path(source), Path(target).resolve()
@@ -118,6 +119,7 @@ def convert_checkpoint(
     flat_config = read_reference_config(source)
     stored = list_tensors(source)
     copies = sort_tensors(stored, tied=bool(flat_config.get("tie_word_embeddings")))
+    check_sizes(flat_config, copies)
     vision_config = build_vision_config(flat_config, copies, image_size)
     processor = build_processor(source if tokenizer is None else tokenizer, flat_config, vision_config)
     config = build_config(flat_config, vision_config, processor, dtype or copies[PATCH_EMBEDDING][0].dtype)
@@ -140,7 +142,13 @@ def convert_checkpoint(
             write_safetensors(folder / HEAD_FILE, head, written=progress.update)
         config.save_pretrained(folder)
         build_generation_config(source, config, processor).save_pretrained(folder)
-        processor.save_pretrained(folder)
+        try:
+            processor.save_pretrained(folder)
+        except Exception as error:  # tokenizers raises that class itself
+            raise ConversionError(
+                f"The tokenizer and the processor of {target} cannot be written: {error}. Make room on the disk, and "
+                "convert again."
+            ) from error
         add_code(folder)
         if target.exists():
             target.rmdir()
@@ -164,14 +172,16 @@ def read_reference_config(source: Path) -> dict:
     """The flat `config.json` of a reference checkpoint."""
     if not source.is_dir():
         raise ConversionError(f"{source} is no folder.")
+    check_files(source)
     file = source / "config.json"
     flat_config = read_json(file)
     model_type = flat_config.get("model_type")
     if model_type not in ("videopanda", "eve"):
         raise ConversionError(f"{file} is of model_type {model_type!r}, not of the reference's 'videopanda' or 'eve'.")
     for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
-        if not isinstance(flat_config.get(name), int):
-            raise ConversionError(f"{file} should say what `{name}` is.")
+        value = flat_config.get(name)
+        if not isinstance(value, int) or value < 1:
+            raise ConversionError(f"{file} should say what `{name}` is: a whole number from 1 on, not {value!r:.50}.")
     return flat_config
 
 
@@ -190,9 +200,26 @@ def sort_tensors(stored: dict[str, StoredTensor], tied: bool) -> dict[str, list[
             raise ConversionError(f"{tensor} is unknown: no reference checkpoint has such a tensor.") from None
         if rule is not DROP:
             copies[EMBEDDINGS if tied and key == HEAD else canonical_key(key)].append(tensor)
-    if PATCH_EMBEDDING not in copies:
-        raise ConversionError(f"The checkpoint lacks `{PATCH_EMBEDDING}` and what else makes it a Video-Panda or EVE.")
+    for key in (PATCH_EMBEDDING, EMBEDDINGS):
+        if key not in copies:
+            raise ConversionError(f"The checkpoint lacks `{key}` and what else makes it a Video-Panda or EVE.")
     return dict(copies)
+
+
+def check_sizes(flat_config: dict, copies: dict[str, list[StoredTensor]]):
+    """Raises for a config that asks for a larger language model than the weights are, before one is built."""
+    embeddings, shape = copies[EMBEDDINGS][0], (flat_config["vocab_size"], flat_config["hidden_size"])
+    if embeddings.shape != shape:
+        raise ConversionError(
+            f"{embeddings} has shape {embeddings.shape}, but `vocab_size` and `hidden_size` in config.json ask for "
+            f"{shape}: is this the config.json of these weights?"
+        )
+    num_layers = len({match[1] for key in copies if (match := re.match(r"model\.layers\.(\d+)\.", key))})
+    if flat_config["num_hidden_layers"] > num_layers:
+        raise ConversionError(
+            f"config.json asks for {flat_config['num_hidden_layers']} layers (`num_hidden_layers`), but the weights "
+            f"have {num_layers}: is this the config.json of these weights?"
+        )
 
 
 def build_vision_config(flat_config: dict, copies: dict, image_size: int | None) -> VideoPandaVisionConfig:
@@ -216,7 +243,7 @@ def default_image_size(flat_config: dict, patch_size: int) -> int:
     """EVE's is in the name of its image processor: 672, or 1344 for EVE-7B-HD."""
     if flat_config["model_type"] != "eve":
         return CANVAS_PATCHES * patch_size
-    named = re.search(r"-anypixel-(\d+)/?$", str(flat_config.get("mm_vision_tower", "")))
+    named = re.search(r"-anypixel-(\d{1,6})/?$", str(flat_config.get("mm_vision_tower", "")))
     return int(named[1]) if named else EVE_IMAGE_SIZE
 
 
@@ -249,6 +276,8 @@ def build_processor(
 def load_tokenizer(folder_or_id: str | Path) -> PreTrainedTokenizerBase:
     folder = Path(folder_or_id)
     names = ("tokenizer.json", "tokenizer.model")
+    if folder.is_dir():
+        check_files(folder)
     if folder.is_dir() and not any((folder / name).is_file() for name in names):
         raise ConversionError(
             f"{folder} has no tokenizer ({' or '.join(names)}): pass --tokenizer with the folder or Hub id of one, "
@@ -280,8 +309,13 @@ def build_config(
             dtype=dtype,
             **token_ids,
         )
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ConversionError(f"config.json does not describe a Llama: {error}") from error
+    except Exception as error:  # bad values raise almost anything
+        raise not_a_llama(error) from error
+
+
+def not_a_llama(error: Exception) -> ConversionError:
+    reason = f"{type(error).__name__}: {error}"
+    return ConversionError(f"config.json does not describe a Llama: {reason:.500}. Check it against the base model's.")
 
 
 def build_generation_config(
@@ -306,16 +340,20 @@ def plan_tensors(
     Raises:
         ConversionError: for a missing or unknown key, a wrong shape, or copies that differ.
     """
-    with torch.device("meta"):
-        expected = VideoPandaForConditionalGeneration(config).state_dict()
+    try:
+        with torch.device("meta"):
+            expected = VideoPandaForConditionalGeneration(config).state_dict()
+    except Exception as error:  # as above
+        raise not_a_llama(error) from error
     if config.tie_word_embeddings:
         del expected[HEAD]
+    for key, stored in copies.items():
+        for tensor in stored:
+            check_shapes(key, tensor, expected, vocab_size)
     fresh = check_complete(copies, expected, config)
 
     tensors = []
     for key, stored in copies.items():
-        for tensor in stored:
-            check_shapes(key, tensor, expected, vocab_size)
         for other in stored[1:]:
             check_equal(stored[0], other)
         for name, part in parts_of(key, stored[0]).items():
