@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -301,7 +302,7 @@ def build_config(
     text_config = {name: value for name, value in flat_config.items() if name in known and value is not None}
     token_ids = {"video_token_id": processor.video_token_id, "row_token_id": processor.row_token_id}
     text_config["vocab_size"] = max(flat_config["vocab_size"], *(token_id + 1 for token_id in token_ids.values()))
-    try:
+    with blaming_the_config():
         return VideoPandaConfig(
             text_config=LlamaConfig(**text_config),
             vision_config=vision_config,
@@ -309,13 +310,18 @@ def build_config(
             dtype=dtype,
             **token_ids,
         )
-    except Exception as error:  # bad values raise almost anything
-        raise not_a_llama(error) from error
 
 
-def not_a_llama(error: Exception) -> ConversionError:
-    reason = f"{type(error).__name__}: {error}"
-    return ConversionError(f"config.json does not describe a Llama: {reason:.500}. Check it against the base model's.")
+@contextmanager
+def blaming_the_config():
+    """An error inside is one of `config.json`, whose bad values raise almost anything in transformers and torch."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConversionError(
+            f"config.json does not describe a Llama: {reason:.500}. Compare it with the base model's."
+        ) from error
 
 
 def build_generation_config(
@@ -340,11 +346,8 @@ def plan_tensors(
     Raises:
         ConversionError: for a missing or unknown key, a wrong shape, or copies that differ.
     """
-    try:
-        with torch.device("meta"):
-            expected = VideoPandaForConditionalGeneration(config).state_dict()
-    except Exception as error:  # as above
-        raise not_a_llama(error) from error
+    with blaming_the_config(), torch.device("meta"):
+        expected = VideoPandaForConditionalGeneration(config).state_dict()
     if config.tie_word_embeddings:
         del expected[HEAD]
     for key, stored in copies.items():
