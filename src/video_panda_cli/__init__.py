@@ -35,8 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         to standard error.
     """
     options = build_parser().parse_args(arguments)
+    run = vars(options).pop("run")
     try:
-        return options.run(options)
+        return run(options)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return INTERRUPTED

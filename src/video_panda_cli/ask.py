@@ -48,14 +48,13 @@ def ask(options: argparse.Namespace) -> int:
     messages = [{"role": "user", "content": [*content, {"type": "text", "text": options.question}]}]
     if options.system is not None:
         messages.insert(0, {"role": "system", "content": options.system})
-    sampling = {"num_frames": options.num_frames, "fps": options.fps, "max_frames": options.max_frames}
     inputs = processor.apply_chat_template(
         messages,
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        processor_kwargs={name: value for name, value in sampling.items() if value is not None},
+        processor_kwargs={name: value for name, value in common.sampling(options).items() if value is not None},
     )
     model = load_model()
     streamer = None if options.json else new_streamer(processor.tokenizer)

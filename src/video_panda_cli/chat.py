@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 from . import options as common
 
@@ -83,31 +83,22 @@ def chat(options: argparse.Namespace) -> int:
 
 def lines():
     """The lines that the user types, or that standard input has. Empty ones are left out."""
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        try:
+    typed = sys.stdin.isatty()
+    edited = typed and sys.stdout.isatty()
+    if edited:
+        with suppress(ImportError):  # on Windows, where the console does it
             import readline  # noqa: F401  # lines can be edited, and called back
-        except ImportError:  # on Windows the console does it
-            pass
-        read = read_edited_line
-    else:
-        read = read_line
-    while line := read():
-        if line.strip():
-            yield line.strip()
-
-
-def read_edited_line() -> str:
-    try:
-        return input("> ") + "\n"
-    except EOFError:
-        print(file=sys.stderr)
-        return ""
-
-
-def read_line() -> str:
-    if sys.stdin.isatty():
-        print("> ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline()
+    while True:
+        if typed and not edited:
+            print("> ", end="", file=sys.stderr, flush=True)
+        try:
+            line = (input("> ") if edited else input()).strip()
+        except EOFError:
+            if edited:
+                print(file=sys.stderr)
+            return
+        if line:
+            yield line
 
 
 def add_another(session, name: str, options: argparse.Namespace) -> None:
@@ -128,7 +119,7 @@ def add(session, clip: str, options: argparse.Namespace) -> None:
     if options.num_frames is None and options.max_frames is None and options.fps is not None:
         session.add(clip)  # however long it is, few of its frames are in memory at a time
         return
-    sampling = {"num_frames": options.num_frames, "fps": options.fps, "max_frames": options.max_frames}
+    sampling = common.sampling(options)
     frames, _ = video_processor.fetch_videos(clip, lambda video: video_processor.sample_frames(video, **sampling))
     if len(frames) == 1:
         session.add_picture(frames[0])

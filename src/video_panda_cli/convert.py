@@ -1,7 +1,7 @@
 """`video-panda convert`, also `video-panda-convert`: a checkpoint of the reference release for `from_pretrained`."""
 
 import argparse
-import os
+import sys
 
 from . import options as common
 
@@ -62,21 +62,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command `video-panda-convert`: `--help` and wrong use are answered before torch is imported."""
-    new_parser().parse_args(arguments)
-    with common.importing():
-        from video_panda_hf.conversion import main as run
-    run(arguments)
+    """
+    Runs the command `video-panda-convert`. `--help` and wrong use are answered before torch is imported.
 
+    Args:
+        arguments (`list[str]`, *optional*):
+            Arguments of the command. Defaults to those of the process.
 
-def convert(options: argparse.Namespace) -> int:
-    if not os.path.isdir(options.source):
-        raise FileNotFoundError(f"no such folder: {options.source}")
+    Raises:
+        SystemExit: If the conversion or the upload fails, with the message.
+    """
+    options = new_parser().parse_args(arguments)
     with common.importing():
         from video_panda_hf.conversion import UploadError, convert_and_push
 
     try:
-        convert_and_push(**{name: value for name, value in vars(options).items() if name != "run"})
+        convert_and_push(**vars(options))
+    except KeyboardInterrupt:
+        sys.exit(common.INTERRUPTED)
+    except (OSError, ValueError, UploadError) as error:
+        sys.exit(f"video-panda-convert: {error}")
+
+
+def convert(options: argparse.Namespace) -> int:
+    common.check_folder(options.source)
+    with common.importing():
+        from video_panda_hf.conversion import UploadError, convert_and_push
+
+    try:
+        convert_and_push(**vars(options))
     except UploadError as error:
         raise common.WorkFailed(error) from error
     return 0

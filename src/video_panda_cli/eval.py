@@ -179,9 +179,7 @@ def predict(options: argparse.Namespace) -> int:
         options.output,
         name=options.model or SHIPPED_MODEL.name,
         revision=revision,
-        num_frames=options.num_frames,
-        fps=options.fps,
-        max_frames=options.max_frames,
+        **common.sampling(options),
         choice=options.choice,
         max_new_tokens=options.max_new_tokens,
         system=options.system,
@@ -210,8 +208,7 @@ def commit_of(name: str, revision: str | None) -> str | None:
 
 def judge(options: argparse.Namespace) -> int:
     folder, prompts = options.run_folder, options.judge_prompts
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"no such folder: {folder}")
+    common.check_folder(folder)
     if prompts is not None:
         common.check_file(prompts)
     if options.judge != "exact" and not options.model:
@@ -221,8 +218,7 @@ def judge(options: argparse.Namespace) -> int:
     with common.importing():
         from video_panda_hf import evaluation
     by = judge_of(options, evaluation)
-    which = {"check": options.check_judge, "seed": options.seed}
-    which["limit"] = options.limit if options.check_judge else None
+    which = {"check": options.check_judge, "limit": options.limit, "seed": options.seed}
     if by.needs_prompts:
         print(estimate_in_words(evaluation.estimate(folder, by, prompts, **which), options.price), file=sys.stderr)
     if options.estimate:
@@ -270,8 +266,7 @@ def estimate_in_words(needed: dict[str, int], price: list[float] | None) -> str:
 
 def report(options: argparse.Namespace) -> int:
     for folder in options.run_folders:
-        if not os.path.isdir(folder):
-            raise FileNotFoundError(f"no such folder: {folder}")
+        common.check_folder(folder)
     with common.importing():
         from video_panda_hf import evaluation
     found = evaluation.report(options.run_folders, options.judge)

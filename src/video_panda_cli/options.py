@@ -30,10 +30,7 @@ def complain(message) -> None:
 def new_command(commands, name: str, run: Callable, examples: str, **kwargs) -> argparse.ArgumentParser:
     """Adds a command that `run` runs. Its help ends with examples."""
     parser = commands.add_parser(
-        name,
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        **kwargs,
+        name, epilog=f"examples:\n{examples}", formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
     )
     parser.set_defaults(run=run)
     return parser
@@ -79,6 +76,11 @@ def add_frame_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-frames", type=int, metavar="N", help="with --fps: at most N frames")
 
 
+def sampling(options: argparse.Namespace) -> dict:
+    """What `add_frame_options` read, by the names that the processor has for it."""
+    return {"num_frames": options.num_frames, "fps": options.fps, "max_frames": options.max_frames}
+
+
 def positive(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
@@ -117,14 +119,19 @@ def check_file(name: str) -> None:
         raise FileNotFoundError(f"{name}: no such file.")
 
 
+def check_folder(name: str) -> None:
+    if not os.path.isdir(name):
+        raise FileNotFoundError(f"no such folder: {name}")
+
+
 def check_model(name: str | None) -> None:
     """Raises an error for a folder that is not there, or is no checkpoint of Video-Panda."""
     if name is None:
         return
     folder = Path(name)
-    if not folder.is_dir():
-        if is_path(name):
-            raise FileNotFoundError(f"no such folder: {name}")
+    if is_path(name):
+        check_folder(name)
+    else:
         return  # a Hub id
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         return

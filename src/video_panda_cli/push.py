@@ -47,9 +47,8 @@ def push(options: argparse.Namespace) -> int:
 
         from video_panda_hf.hub import push_folder
 
-    arguments = {name: value for name, value in vars(options).items() if name != "run"}
     try:
-        print(push_folder(**arguments))
+        print(push_folder(**vars(options)))
     except HfHubHTTPError as error:
         if error.response.status_code != 401:
             raise

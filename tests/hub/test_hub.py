@@ -17,7 +17,7 @@ from video_panda_hf import SHIPPED_CLIPS, SHIPPED_MODEL, VideoPandaForConditiona
 from video_panda_hf.hub import ModelFacts, check_folder, remove_code, written
 from video_panda_hf.hub.card import is_blank, is_generated
 from video_panda_hf.hub.code import with_code
-from video_panda_hf.hub.upload import files_of
+from video_panda_hf.hub.push import files_of
 
 
 peft = pytest.importorskip("peft")

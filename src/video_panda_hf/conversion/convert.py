@@ -24,13 +24,7 @@ from accelerate.utils import convert_file_size_to_int
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from tqdm import tqdm
-from transformers import (
-    AutoTokenizer,
-    GenerationConfig,
-    LlamaConfig,
-    LlamaTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaTokenizer, PreTrainedTokenizerBase
 
 from video_panda_hf.hub import add_code, push_folder
 from video_panda_hf.modeling import (
@@ -45,6 +39,7 @@ from .files import (
     ConversionError,
     OutputTensor,
     StoredTensor,
+    check_files,
     list_tensors,
     name_some,
     read_json,
@@ -110,8 +105,8 @@ def convert_checkpoint(
         `Path`: the target folder.
 
     Raises:
-        ConversionError: If the source or a setting is wrong. The message names the file, key or setting. Nothing is
-            written.
+        ConversionError: If the source or a setting is wrong, or the processor cannot be written. The message names the
+            file, key or setting. Nothing is left.
         OSError: If the folder cannot be written. Nothing of it is left.
     """
     source, target = Path(source), Path(target).resolve()
@@ -125,6 +120,7 @@ def convert_checkpoint(
     flat_config = read_reference_config(source)
     stored = list_tensors(source)
     copies = sort_tensors(stored, tied=bool(flat_config.get("tie_word_embeddings")))
+    check_sizes(flat_config, copies)
     vision_config = build_vision_config(flat_config, copies, image_size)
     processor = build_processor(source if tokenizer is None else tokenizer, flat_config, vision_config)
     config = build_config(flat_config, vision_config, processor, dtype or copies[PATCH_EMBEDDING][0].dtype)
@@ -147,7 +143,13 @@ def convert_checkpoint(
             write_safetensors(folder / HEAD_FILE, head, written=progress.update)
         config.save_pretrained(folder)
         build_generation_config(source, config, processor).save_pretrained(folder)
-        processor.save_pretrained(folder)
+        try:
+            processor.save_pretrained(folder)
+        except Exception as error:  # tokenizers raises that class itself
+            raise ConversionError(
+                f"The tokenizer and the processor of {target} cannot be written: {error}. Make room on the disk, and "
+                "convert again."
+            ) from error
         add_code(folder)
         if target.exists():
             target.rmdir()
@@ -171,14 +173,16 @@ def read_reference_config(source: Path) -> dict:
     """The flat `config.json` of a reference checkpoint."""
     if not source.is_dir():
         raise ConversionError(f"{source} is no folder.")
+    check_files(source)
     file = source / "config.json"
     flat_config = read_json(file)
     model_type = flat_config.get("model_type")
     if model_type not in ("videopanda", "eve"):
         raise ConversionError(f"{file} is of model_type {model_type!r}, not of the reference's 'videopanda' or 'eve'.")
     for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
-        if not isinstance(flat_config.get(name), int):
-            raise ConversionError(f"{file} should say what `{name}` is.")
+        value = flat_config.get(name)
+        if not isinstance(value, int) or value < 1:
+            raise ConversionError(f"{file} should say what `{name}` is: a whole number from 1 on, not {value!r:.50}.")
     return flat_config
 
 
@@ -197,9 +201,26 @@ def sort_tensors(stored: dict[str, StoredTensor], tied: bool) -> dict[str, list[
             raise ConversionError(f"{tensor} is unknown: no reference checkpoint has such a tensor.") from None
         if rule is not DROP:
             copies[EMBEDDINGS if tied and key == HEAD else canonical_key(key)].append(tensor)
-    if PATCH_EMBEDDING not in copies:
-        raise ConversionError(f"The checkpoint lacks `{PATCH_EMBEDDING}` and what else makes it a Video-Panda or EVE.")
+    for key in (PATCH_EMBEDDING, EMBEDDINGS):
+        if key not in copies:
+            raise ConversionError(f"The checkpoint lacks `{key}` and what else makes it a Video-Panda or EVE.")
     return dict(copies)
+
+
+def check_sizes(flat_config: dict, copies: dict[str, list[StoredTensor]]):
+    """Raises for a config that asks for a larger language model than the weights are, before one is built."""
+    embeddings, shape = copies[EMBEDDINGS][0], (flat_config["vocab_size"], flat_config["hidden_size"])
+    if embeddings.shape != shape:
+        raise ConversionError(
+            f"{embeddings} has shape {embeddings.shape}, but `vocab_size` and `hidden_size` in config.json ask for "
+            f"{shape}: is this the config.json of these weights?"
+        )
+    num_layers = len({match[1] for key in copies if (match := re.match(r"model\.layers\.(\d+)\.", key))})
+    if flat_config["num_hidden_layers"] > num_layers:
+        raise ConversionError(
+            f"config.json asks for {flat_config['num_hidden_layers']} layers (`num_hidden_layers`), but the weights "
+            f"have {num_layers}: is this the config.json of these weights?"
+        )
 
 
 def build_vision_config(flat_config: dict, copies: dict, image_size: int | None) -> VideoPandaVisionConfig:
@@ -223,7 +244,7 @@ def default_image_size(flat_config: dict, patch_size: int) -> int:
     """EVE's is in the name of its image processor: 672, or 1344 for EVE-7B-HD."""
     if flat_config["model_type"] != "eve":
         return CANVAS_PATCHES * patch_size
-    named = re.search(r"-anypixel-(\d+)/?$", str(flat_config.get("mm_vision_tower", "")))
+    named = re.search(r"-anypixel-(\d{1,6})/?$", str(flat_config.get("mm_vision_tower", "")))
     return int(named[1]) if named else EVE_IMAGE_SIZE
 
 
@@ -256,6 +277,8 @@ def build_processor(
 def load_tokenizer(folder_or_id: str | Path) -> PreTrainedTokenizerBase:
     folder = Path(folder_or_id)
     names = ("tokenizer.json", "tokenizer.model")
+    if folder.is_dir():
+        check_files(folder)
     if folder.is_dir() and not any((folder / name).is_file() for name in names):
         raise ConversionError(
             f"{folder} has no tokenizer ({' or '.join(names)}): pass --tokenizer with the folder or Hub id of one, "
@@ -279,7 +302,7 @@ def build_config(
     text_config = {name: value for name, value in flat_config.items() if name in known and value is not None}
     token_ids = {"video_token_id": processor.video_token_id, "row_token_id": processor.row_token_id}
     text_config["vocab_size"] = max(flat_config["vocab_size"], *(token_id + 1 for token_id in token_ids.values()))
-    try:
+    with blaming_the_config():
         return VideoPandaConfig(
             text_config=LlamaConfig(**text_config),
             vision_config=vision_config,
@@ -287,8 +310,18 @@ def build_config(
             dtype=dtype,
             **token_ids,
         )
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ConversionError(f"config.json does not describe a Llama: {error}") from error
+
+
+@contextmanager
+def blaming_the_config():
+    """An error inside is one of `config.json`, whose bad values raise almost anything in transformers and torch."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConversionError(
+            f"config.json does not describe a Llama: {reason:.500}. Compare it with the base model's."
+        ) from error
 
 
 def build_generation_config(
@@ -313,16 +346,17 @@ def plan_tensors(
     Raises:
         ConversionError: for a missing or unknown key, a wrong shape, or copies that differ.
     """
-    with torch.device("meta"):
+    with blaming_the_config(), torch.device("meta"):
         expected = VideoPandaForConditionalGeneration(config).state_dict()
     if config.tie_word_embeddings:
         del expected[HEAD]
+    for key, stored in copies.items():
+        for tensor in stored:
+            check_shapes(key, tensor, expected, vocab_size)
     fresh = check_complete(copies, expected, config)
 
     tensors = []
     for key, stored in copies.items():
-        for tensor in stored:
-            check_shapes(key, tensor, expected, vocab_size)
         for other in stored[1:]:
             check_equal(stored[0], other)
         for name, part in parts_of(key, stored[0]).items():
@@ -437,25 +471,8 @@ def chunks_of(key: str, stored: StoredTensor, name: str, rows: int) -> Iterator[
         yield (total / count).expand(rows - count, -1)
 
 
-def main(arguments: list[str] | None = None):
-    """
-    Runs the command `video-panda-convert`.
-
-    Args:
-        arguments (`list[str]`, *optional*):
-            Arguments of the command. Defaults to those of the process.
-
-    Raises:
-        SystemExit: If the conversion or the upload fails, with the message.
-    """
-    from video_panda_cli.convert import new_parser  # there, `--help` needs no torch
-
-    try:
-        convert_and_push(**vars(new_parser().parse_args(arguments)))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (OSError, ValueError, UploadError) as error:
-        sys.exit(f"video-panda-convert: {error}")
+class UploadError(Exception):
+    """A converted checkpoint could not be uploaded. It is kept. The message has the command to try again."""
 
 
 def convert_and_push(push_to: str | None, private: bool, **options) -> None:
@@ -477,37 +494,19 @@ def convert_and_push(push_to: str | None, private: bool, **options) -> None:
     """
     if push_to is not None:
         validate_repo_id(push_to)
-    with cleaning_up_when_terminated():
-        target = convert_checkpoint(**options)
-    print(target, flush=True)
-    if push_to is not None:
-        print(push(target, push_to, private))
-
-
-@contextmanager
-def cleaning_up_when_terminated():
-    """Cleans up after SIGTERM (from a scheduler or `docker stop`) as after Ctrl-C."""
+    # SIGTERM (from a scheduler or `docker stop`) cleans up as Ctrl-C does.
     former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        yield
+        target = convert_checkpoint(**options)
     finally:
         signal.signal(signal.SIGTERM, former)
-
-
-def push(target: Path, repo_id: str, private: bool) -> str:
-    """Uploads the converted folder and returns its URL. On failure, the error has the command to try again."""
+    print(target, flush=True)
+    if push_to is None:
+        return
     try:
-        return push_folder(target, repo_id, private=private or None)
+        print(push_folder(target, push_to, private=private or None))
     except (OSError, ValueError) as error:
         raise UploadError(
             f"{target} is converted, but not on the Hub: {error}\n"
-            f"To try again: video-panda push {target} {repo_id}{' --private' if private else ''}"
+            f"To try again: video-panda push {target} {push_to}{' --private' if private else ''}"
         ) from error
-
-
-class UploadError(Exception):
-    """A converted checkpoint could not be uploaded. It is kept. The message has the command to try again."""
-
-
-if __name__ == "__main__":
-    main()

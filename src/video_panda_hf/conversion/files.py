@@ -7,16 +7,19 @@ import json
 import math
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 
 
 CHUNK_ELEMENTS = 2**18
 MAPPED_BYTES = 2**26  # to read from a file before it is mapped again
+MAX_TEXT_BYTES = 2**27  # of a JSON file, or a tokenizer
 
 # Names in a safetensors header of the dtypes that a checkpoint may have.
 SAFETENSORS_DTYPES = {
@@ -114,6 +117,22 @@ def find_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
     raise ConversionError(f"{folder} has no weights: neither `pytorch_model*.bin` nor `model*.safetensors`.")
 
 
+def check_files(folder: Path):
+    """Raises for a pipe or a device, which may have no end, and for a tokenizer that is impossibly large."""
+    for file in folder.iterdir():
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise ConversionError(
+                f"{file} is a pipe or a device, not a file: put the file itself there, or remove it."
+            )
+        if file.name.startswith("tokenizer"):
+            check_size(file)
+
+
+def check_size(file: Path):
+    if file.is_file() and file.stat().st_size > MAX_TEXT_BYTES:
+        raise ConversionError(f"{file} has more than {MAX_TEXT_BYTES} bytes, too many for what it should hold.")
+
+
 def check_inside(file: Path):
     """Raises for a link that leads out of the checkpoint's folder (in the Hub's cache: out of the cache)."""
     home, resolved = file.parent.resolve(), file.resolve()
@@ -147,9 +166,10 @@ def missing_shards(names: list[str]) -> list[str]:
 
 
 def read_json(file: Path) -> dict:
+    check_size(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConversionError(f"{file} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ConversionError(f"{file} should hold a JSON object.")
@@ -168,7 +188,10 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
         if file.suffix == ".safetensors":
             tensors = safetensors.torch.load_file(file)
         else:
+            check_unpacked(file)
             tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except ConversionError:
+        raise
     except pickle.UnpicklingError as error:
         # torch's message recommends to load the file without this protection.
         raise ConversionError(
@@ -183,12 +206,30 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise ConversionError(f"{file.name} should hold tensors by name, but {name!r} is {type(tensor).__name__}.")
+        if tensor.is_meta or tensor.nbytes > file.stat().st_size:
+            raise ConversionError(
+                f"`{name}` in {file.name} is larger than the file: the file is damaged, or an attack."
+            )
         if tensor.layout != torch.strided or tensor.dtype not in SAFETENSORS_DTYPES:
             raise ConversionError(
                 f"`{name}` in {file.name} is a {tensor.layout} tensor of {tensor.dtype}: only plain (not quantised) "
                 f"tensors of {', '.join(str(dtype) for dtype in SAFETENSORS_DTYPES)} can be converted."
             )
     return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def check_unpacked(file: Path):
+    """Raises for a zip archive that is larger once it is unpacked. torch writes archives that are not compressed."""
+    with open(file, "rb") as opened:
+        if opened.read(4) != b"PK\3\4":
+            return
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > file.stat().st_size:
+        raise ConversionError(
+            f"{file.name} is compressed: {file.stat().st_size} bytes become {unpacked}. Load it with torch where you "
+            "trust it, and save it again: torch.save does not compress."
+        )
 
 
 @dataclass(frozen=True)
@@ -211,23 +252,19 @@ def write_tensors(folder: Path, tensors: list[OutputTensor], max_shard_size: int
 
     `written` is called after every tensor.
     """
-    shards = [[]]
-    for tensor in tensors:
-        if shards[-1] and sum(other.num_bytes for other in shards[-1]) + tensor.num_bytes > max_shard_size:
-            shards.append([])
-        shards[-1].append(tensor)
-
-    if len(shards) == 1:
-        write_safetensors(folder / "model.safetensors", tensors, written)
-        return
-    places = {}
-    for number, shard in enumerate(shards, 1):
-        file = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(file, shard, written)
-        places |= {tensor.name: file.name for tensor in shard}
-    index = {"metadata": {"total_size": sum(tensor.num_bytes for tensor in tensors)}, "weight_map": places}
-    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    by_name = {tensor.name: tensor for tensor in tensors}
+    split = split_state_dict_into_shards_factory(
+        by_name,
+        get_storage_size=lambda tensor: tensor.num_bytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    for file, names in split.filename_to_tensors.items():
+        write_safetensors(folder / file, [by_name[name] for name in names], written)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
 def write_safetensors(file: Path, tensors: list[OutputTensor], written: Callable[[], None]):

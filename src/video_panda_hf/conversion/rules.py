@@ -15,6 +15,7 @@ DROP = None  # rule of a known key that is not needed
 
 TOWER = "model.vision_tower."
 PROJECTOR = "model.multi_modal_projector."
+BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 def plain(target: str) -> Callable:
@@ -42,30 +43,14 @@ def temporal(target: str) -> Callable:
     return lambda tensor: {target: without_axes(tensor, 5, (4,))}
 
 
-def key_value(target: str) -> Callable:
-    """Splits keys and values that are stacked on the first axis."""
+def stacked(*targets: str | None) -> Callable:
+    """Splits tensors that are stacked on the first axis. One whose target is `None` is dropped."""
 
     def split(tensor):
-        key, value = parts(tensor, 2)
-        return {f"{target}.key_weight": key, f"{target}.value_weight": value}
-
-    return split
-
-
-def query_key_value_weight(target: str) -> Callable:
-    def split(tensor):
-        query, key, value = parts(tensor, 3)
-        return {f"{target}.query.weight": query, f"{target}.key_weight": key, f"{target}.value_weight": value}
-
-    return split
-
-
-def query_key_value_bias(target: str) -> Callable:
-    """Drops the keys' bias: it adds the same to all scores of a query, so the softmax cancels it."""
-
-    def split(tensor):
-        query, _, value = parts(tensor, 3)
-        return {f"{target}.query.bias": query, f"{target}.value_bias": value}
+        if tensor.ndim == 0 or tensor.shape[0] % len(targets):
+            raise ValueError(f"the first axis stacks {len(targets)} tensors of one length")
+        parts = tensor.chunk(len(targets))
+        return {target: part for target, part in zip(targets, parts, strict=True) if target is not None}
 
     return split
 
@@ -76,85 +61,69 @@ def without_axes(tensor: torch.Tensor, ndim: int, axes: tuple[int, ...]) -> torc
     return tensor.squeeze(axes)
 
 
-def parts(tensor: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
-    if tensor.ndim == 0 or tensor.shape[0] % count:
-        raise ValueError(f"the first axis stacks {count} tensors of one length")
-    return tensor.chunk(count)
+def layer(theirs: str, ours: str, names: Iterable[str] = ("weight", "bias")) -> dict[str, Callable]:
+    """The rules of a layer whose tensors are only renamed."""
+    return {f"{theirs}.{name}": plain(f"{ours}.{name}") for name in names}
 
+
+def attention(theirs: str, ours: str) -> dict[str, Callable]:
+    """The rules of an attention layer without biases, and of the norms before it."""
+    return {
+        **layer(f"{theirs}.q.0", f"{ours}.query_norm"),
+        **layer(f"{theirs}.q.1", f"{ours}.attention.query", ["weight"]),
+        **layer(f"{theirs}.kv.0", f"{ours}.key_norm"),
+        f"{theirs}.kv.1.weight": stacked(f"{ours}.attention.key_weight", f"{ours}.attention.value_weight"),
+        **layer(f"{theirs}.proj", f"{ours}.attention.output"),
+    }
+
+
+LSTE, GSTRA, FUSION = TOWER + "lste.", TOWER + "gstra.", TOWER + "fusion."
 
 # Keys of STAB after `video_tower.` → their rules.
 STAB_RULES = {
     "patch_embedding.weight": patch(TOWER + "patch_embedding.weight"),
-    **{
-        f"lmhra1.pos_embed.0.{name}": plain(TOWER + f"lste.norm.{name}")
-        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    },
-    "lmhra1.pos_embed.1.weight": pointwise(TOWER + "lste.reduce.weight"),
-    "lmhra1.pos_embed.1.bias": plain(TOWER + "lste.reduce.bias"),
-    "lmhra1.pos_embed.2.weight": temporal(TOWER + "lste.mix.weight"),
-    "lmhra1.pos_embed.2.bias": plain(TOWER + "lste.mix.bias"),
-    "lmhra1.pos_embed.3.weight": pointwise(TOWER + "lste.expand.weight"),
-    "lmhra1.pos_embed.3.bias": plain(TOWER + "lste.expand.bias"),
-    **{
-        f"lmhra2.pos_embed.{layer}.{name}": DROP  # built by the reference, never used
-        for layer in range(4)
-        for name in ("weight", "bias", *(("running_mean", "running_var", "num_batches_tracked") if layer == 0 else ()))
-    },
-    "dpe.weight": plain(TOWER + "dpe.weight"),
-    "dpe.bias": plain(TOWER + "dpe.bias"),
-    "temporal_cls_token": row(TOWER + "gstra.query"),
-    "dec.attn.in_proj_weight": query_key_value_weight(TOWER + "gstra.attention"),
-    "dec.attn.in_proj_bias": query_key_value_bias(TOWER + "gstra.attention"),
-    "dec.attn.out_proj.weight": plain(TOWER + "gstra.attention.output.weight"),
-    "dec.attn.out_proj.bias": plain(TOWER + "gstra.attention.output.bias"),
-    **{
-        f"dec.{theirs}.{name}": plain(TOWER + f"gstra.{ours}.{name}")
-        for theirs, ours in {
-            "ln_1": "query_norm",
-            "ln_2": "mlp_norm",
-            "ln_3": "key_norm",
-            "mlp.c_fc": "mlp_in",
-            "mlp.c_proj": "mlp_out",
-        }.items()
-        for name in ("weight", "bias")
-    },
-    **{
-        key: rule
-        for theirs, ours in {"local_attention": "lsd", "global_attention": "fsra"}.items()
-        for key, rule in {
-            f"{theirs}.q.0.weight": plain(TOWER + f"{ours}.query_norm.weight"),
-            f"{theirs}.q.0.bias": plain(TOWER + f"{ours}.query_norm.bias"),
-            f"{theirs}.q.1.weight": plain(TOWER + f"{ours}.attention.query.weight"),
-            f"{theirs}.kv.0.weight": plain(TOWER + f"{ours}.key_norm.weight"),
-            f"{theirs}.kv.0.bias": plain(TOWER + f"{ours}.key_norm.bias"),
-            f"{theirs}.kv.1.weight": key_value(TOWER + f"{ours}.attention"),
-            f"{theirs}.proj.weight": plain(TOWER + f"{ours}.attention.output.weight"),
-            f"{theirs}.proj.bias": plain(TOWER + f"{ours}.attention.output.bias"),
-        }.items()
-    },
+    **layer("lmhra1.pos_embed.0", LSTE + "norm", BATCH_NORM),
+    "lmhra1.pos_embed.1.weight": pointwise(LSTE + "reduce.weight"),
+    "lmhra1.pos_embed.1.bias": plain(LSTE + "reduce.bias"),
+    "lmhra1.pos_embed.2.weight": temporal(LSTE + "mix.weight"),
+    "lmhra1.pos_embed.2.bias": plain(LSTE + "mix.bias"),
+    "lmhra1.pos_embed.3.weight": pointwise(LSTE + "expand.weight"),
+    "lmhra1.pos_embed.3.bias": plain(LSTE + "expand.bias"),
+    **layer("dpe", TOWER + "dpe"),
+    "temporal_cls_token": row(GSTRA + "query"),
+    "dec.attn.in_proj_weight": stacked(
+        GSTRA + "attention.query.weight", GSTRA + "attention.key_weight", GSTRA + "attention.value_weight"
+    ),
+    # The keys' bias is dropped: it adds the same to all scores of a query, so the softmax cancels it.
+    "dec.attn.in_proj_bias": stacked(GSTRA + "attention.query.bias", None, GSTRA + "attention.value_bias"),
+    **layer("dec.attn.out_proj", GSTRA + "attention.output"),
+    **layer("dec.ln_1", GSTRA + "query_norm"),
+    **layer("dec.ln_2", GSTRA + "mlp_norm"),
+    **layer("dec.ln_3", GSTRA + "key_norm"),
+    **layer("dec.mlp.c_fc", GSTRA + "mlp_in"),
+    **layer("dec.mlp.c_proj", GSTRA + "mlp_out"),
+    **attention("local_attention", TOWER + "lsd"),
+    **attention("global_attention", TOWER + "fsra"),
     "class_embedding": plain(TOWER + "fsra.class_embedding"),
-    "balance": plain(TOWER + "fusion.balance"),
-    "proj.0.weight": plain(TOWER + "fusion.norm.weight"),
-    "proj.0.bias": plain(TOWER + "fusion.norm.bias"),
-    "proj.2.weight": plain(TOWER + "fusion.output.weight"),
-    "proj.2.bias": plain(TOWER + "fusion.output.bias"),
+    "balance": plain(FUSION + "balance"),
+    **layer("proj.0", FUSION + "norm"),
+    **layer("proj.2", FUSION + "output"),
     "split_embedding": plain(TOWER + "row_embedding"),
-}
-
-PROJECTOR_RULES = {
-    f"{theirs}.{name}": plain(PROJECTOR + f"{ours}.{name}")
-    for theirs, ours in {"0": "linear_1", "2": "linear_2"}.items()
-    for name in ("weight", "bias")
 }
 
 STAB_AND_PROJECTOR_RULES = {
     **{f"model.video_tower.{name}": rule for name, rule in STAB_RULES.items()},
-    **{f"model.video_projector.{name}": rule for name, rule in PROJECTOR_RULES.items()},
+    **layer("model.video_projector.0", PROJECTOR + "linear_1"),
+    **layer("model.video_projector.2", PROJECTOR + "linear_2"),
 }
 
 # Patterns of whole keys: the language model, and what is dropped.
 LANGUAGE_MODEL = re.compile(r"model\.((?:embed_tokens|layers|norm)\..+)")
 ROTARY_BUFFER = re.compile(r"model\.layers\.\d+\..*rotary_emb\.inv_freq|model\.rotary_emb\.inv_freq")
+UNUSED = re.compile(  # built by the reference, never used
+    r"model\.(?:video_tower|vision_tower)\.lmhra2\.pos_embed\."
+    r"(?:[0-3]\.(?:weight|bias)|0\.(?:running_mean|running_var|num_batches_tracked))"
+)
 TEACHER = re.compile(
     r"model\.(?:video_teacher|vision_teacher)\..+"
     r"|model\.(?:video_tower_compressor|vision_tower_compressor)\..*teacher_layer.*"
@@ -179,7 +148,7 @@ def find_rule(key: str) -> Callable | None:
     Raises:
         KeyError: if there is no rule for the key.
     """
-    if any(pattern.fullmatch(key) for pattern in (ROTARY_BUFFER, TEACHER, DISTILLATION_HEAD)):
+    if any(pattern.fullmatch(key) for pattern in (ROTARY_BUFFER, UNUSED, TEACHER, DISTILLATION_HEAD)):
         return DROP
     if key == "lm_head.weight":
         return plain(key)
@@ -197,5 +166,4 @@ def canonical_key(key: str) -> str:
 def required_keys(names: Iterable[str]) -> set[str]:
     """The canonical keys that a checkpoint needs for a model with tensors of these names."""
     text = {re.sub(r"^model\.language_model\.", "model.", name) for name in names if "language_model." in name}
-    head = {name for name in names if name == "lm_head.weight"}
-    return text | head | {key for key, rule in STAB_AND_PROJECTOR_RULES.items() if rule is not DROP}
+    return text | ({"lm_head.weight"} & set(names)) | set(STAB_AND_PROJECTOR_RULES)

@@ -52,7 +52,8 @@ def with_code(files: Mapping[str, Path | bytes], include: bool) -> dict[str, Pat
         include: whether the result contains the code and an `auto_map` that refers to it.
     """
     code = code_files()
-    files = {path: file for path, file in files.items() if not is_code(path, code)}
+    outdated = [*code, *OF_EARLIER_RELEASES]
+    files = {path: file for path, file in files.items() if not any(fnmatch(path, name) for name in outdated)}
 
     def reference(cls: type) -> str:
         return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
@@ -103,7 +104,3 @@ def _rewrite(folder: Path, include: bool) -> None:
             shutil.copyfile(content, folder / name)
     for name in files.keys() - wanted.keys():
         files[name].unlink()
-
-
-def is_code(path: str, code: Mapping[str, Path]) -> bool:
-    return path in code or any(fnmatch(path, pattern) for pattern in OF_EARLIER_RELEASES)

@@ -1,21 +1,27 @@
-"""`push_folder` checks a checkpoint on disk and uploads it in one commit."""
+"""`push_folder` checks a checkpoint on disk and uploads it in one commit, so that nobody sees an incomplete upload."""
 
 import json
 from math import prod
 from pathlib import Path
 
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError, safe_open
 
 from video_panda_hf.modeling import VideoPandaConfig
 from video_panda_hf.processing import VideoPandaProcessor
 
-from .card import ModelFacts
+from .card import CARD, ModelFacts, is_blank, written
 from .code import with_code
-from .upload import files_of, upload
 
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Weights of an earlier upload that are not replaced must be deleted: `from_pretrained` could load them.
+ALL_WEIGHTS = [WEIGHTS, "model-*.safetensors", INDEX]
+# Files of a training in its output folder. `training_args` is a pickle that may contain a token.
+NOT_UPLOADED = ["checkpoint-*/*", "runs/*", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*", "training_args.*"]
+NOT_UPLOADED += [".*", "*/.*", "__pycache__/*"]
 
 
 def push_folder(
@@ -67,22 +73,47 @@ def push_folder(
     """
     folder = Path(folder)
     num_parameters = check_folder(folder)
-    files, card = files_of(folder), None
+    files = files_of(folder)
     if not is_adapter(folder):
         files = with_code(files, include_code)
+
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not create_pr and not revision.startswith("refs/pr/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    there = api.list_repo_files(repo_id, revision=revision)
+
+    local = files[CARD].read_text(encoding="utf-8") if CARD in files else None
+    published = api.hf_hub_download(repo_id, CARD, revision=revision) if CARD in there else None
+    published = Path(published).read_text(encoding="utf-8") if published else None
+    card = written(local) or written(published) or local or published
+    if not is_adapter(folder) and (card is None or is_blank(card)):
         config = VideoPandaConfig.from_pretrained(folder)
-        card = ModelFacts(config, include_code, num_parameters, license=license).card
-    commit = upload(
-        files,
-        repo_id,
-        card,
-        private=private,
-        token=token,
-        revision=revision,
-        create_pr=create_pr,
-        commit_message=commit_message or ("Upload adapter" if is_adapter(folder) else "Upload model and processor"),
-    )
+        card = str(ModelFacts(config, include_code, num_parameters, license=license).card(repo_id, api))
+    if card is not None:
+        files[CARD] = card.encode()
+
+    weights = set(filter_repo_objects(files, allow_patterns=ALL_WEIGHTS))
+    stale = set(filter_repo_objects(there, allow_patterns=ALL_WEIGHTS)) - weights if weights else set()
+    operations = [CommitOperationAdd(path, content) for path, content in files.items()]
+    operations += [CommitOperationDelete(path) for path in sorted(stale)]
+    try:
+        commit = api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message or f"Upload {'adapter' if is_adapter(folder) else 'model and processor'}",
+            revision=revision,
+            create_pr=create_pr,
+        )
+    except RuntimeError as error:  # huggingface_hub raises it for any error with a large file
+        raise OSError(f"{error} {error.__cause__ or ''} Nothing has changed in {repo_id}: try again.") from error
     return commit.pr_url or f"{commit.repo_url}/tree/{revision or 'main'}"
+
+
+def files_of(folder: str | Path) -> dict[str, Path]:
+    """The files of a folder to upload, by their path in it."""
+    paths = [file.relative_to(folder).as_posix() for file in sorted(Path(folder).rglob("*")) if file.is_file()]
+    return {path: Path(folder) / path for path in filter_repo_objects(paths, ignore_patterns=NOT_UPLOADED)}
 
 
 def is_adapter(folder: Path) -> bool:
