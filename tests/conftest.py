@@ -2,7 +2,25 @@
 
 import os
 
+import pytest
+
+from helpers.forks import TRAINING, Forks
+
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Runs commands whose imports take long and are not what is tested."""
+    with Forks(*TRAINING) as forks:
+        yield forks
+
+
+@pytest.fixture(scope="session")
+def bare_forks():
+    """As `forks`, for commands that read other variables `HF_...`, or lack a package."""
+    with Forks() as forks:
+        yield forks
