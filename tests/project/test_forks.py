@@ -57,7 +57,7 @@ def test_an_error_of_a_fork_is_a_traceback_and_a_status(small):
 def test_a_fork_that_does_not_end_is_ended(small):
     code = "import time; time.sleep(100)"
     begun = time.monotonic()
-    with pytest.raises(AssertionError, match="not ended after 0.5 s"):
+    with pytest.raises(AssertionError, match=r"not ended after 0\.5 s"):
         small.run(["-c", code], timeout=0.5)
     assert time.monotonic() - begun < 20
     child = small.start(["-c", code])
