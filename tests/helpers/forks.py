@@ -32,13 +32,14 @@ class Forks:
 
     def __init__(self, *modules: str) -> None:
         self.modules = modules or TORCH
-        self.server = None
+        self.server = self.command = self.ended = None  # two processes, and the exit status of the second
 
     def __enter__(self) -> "Forks":
         return self
 
     def __exit__(self, *_) -> None:
         if self.server is not None:
+            self.end()
             self.server.communicate(timeout=30)  # which closes its input, so it ends
 
     def start(self, command: list, env: dict | None = None, cwd=None, stdout=os.devnull, stderr=os.devnull) -> int:
@@ -47,40 +48,43 @@ class Forks:
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             self.server = subprocess.Popen([sys.executable, __file__, *self.modules], env=environment, **pipes)
+        self.end()
         request = [list(map(str, command)), dict(os.environ if env is None else env), str(cwd or Path.cwd())]
         self.server.stdin.write(json.dumps([*request, str(stdout), str(stderr)]).encode() + b"\n")
         self.server.stdin.flush()
-        return int(self.answer(120))
+        self.command, self.ended = self.answer(120), None
+        return self.command
 
     def status(self, timeout: float) -> int | None:
         """The exit status of the command that was started last, negative for a signal; `None` if it still runs."""
-        answer = self.answer(timeout)
-        return None if answer is None else int(answer)
+        if self.ended is None:
+            self.ended = self.answer(timeout)
+        return self.ended
 
-    def answer(self, timeout: float) -> bytes | None:
+    def end(self) -> None:
+        """Asks the command to end if it runs, for it knows which processes it has started; then kills it."""
+        for sent in (signal.SIGTERM, signal.SIGKILL):
+            if self.command is not None and self.server.poll() is None and self.status(0) is None:
+                os.killpg(self.command, sent)
+                self.status(30)
+
+    def run(self, command: list, timeout: float = 300, **options) -> subprocess.CompletedProcess:
+        """Runs a command to its end, and gives its status and output. `AssertionError` if it does not end in time."""
+        with tempfile.TemporaryDirectory() as folder:
+            files = {name: Path(folder) / name for name in ("stdout", "stderr")}
+            self.start(command, **options, **files)
+            in_time = self.status(timeout) is not None
+            self.end()
+            output = {name: file.read_text(errors="replace") for name, file in files.items()}
+        assert in_time, f"not ended after {timeout:g} s\n{output['stderr'][-3000:]}"
+        return subprocess.CompletedProcess(command, self.ended, **output)
+
+    def answer(self, timeout: float) -> int | None:
         if not select.select([self.server.stdout], [], [], timeout)[0]:
             return None
         answer = self.server.stdout.readline()
         assert answer, "the process that forks has ended"
-        return answer
-
-    def run(self, command: list, timeout: float = 300, **options) -> subprocess.CompletedProcess:
-        """
-        Runs a command to its end, and gives its status and output.
-
-        If it does not end in time it is asked to end, for it knows which processes it has started, then killed.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            files = {name: Path(folder) / name for name in ("stdout", "stderr")}
-            pid = self.start(command, **options, **files)
-            status, in_time = self.status(timeout), True
-            for sent in (signal.SIGTERM, signal.SIGKILL):
-                if status is None:
-                    os.killpg(pid, sent)
-                    status, in_time = self.status(30), False
-            output = {name: file.read_text(errors="replace") for name, file in files.items()}
-        assert in_time, f"not ended after {timeout:g} s\n{output['stderr'][-3000:]}"
-        return subprocess.CompletedProcess(command, status, **output)
+        return int(answer)
 
 
 def serve() -> list:

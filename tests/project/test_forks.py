@@ -66,6 +66,13 @@ def test_a_fork_that_does_not_end_is_ended(small):
     assert small.status(timeout=20) == -signal.SIGKILL
 
 
+def test_a_command_that_was_left_running_is_ended_by_the_next(small):
+    child = small.start(["-c", "import time; time.sleep(100)"])
+    assert small.run(["-c", "print('next')"]).stdout == "next\n"
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
 def test_the_end_of_what_forks_is_an_error_and_not_a_hang():
     with Forks("json") as forks:
         assert forks.run(["-c", "print(1)"]).stdout == "1\n"
