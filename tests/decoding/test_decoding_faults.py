@@ -285,9 +285,8 @@ print("the same frames")
 
 
 @pytest.mark.slow
-def test_threads_survive_a_seek_to_what_is_no_key_frame():
-    command = [sys.executable, "-c", READ_AT_RANDOM, NOT_ONLY_KEY_FRAMES]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+def test_threads_survive_a_seek_to_what_is_no_key_frame(forks):
+    done = forks.run(["-c", READ_AT_RANDOM, NOT_ONLY_KEY_FRAMES], timeout=120)
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-2000:]}"
     assert done.stdout.endswith("the same frames\n")
 
