@@ -45,7 +45,8 @@ class Forks:
     def start(self, command: list, env: dict | None = None, cwd=None, stdout=os.devnull, stderr=os.devnull) -> int:
         """The process id of a command, the arguments of `python`. It leads a group of processes."""
         if self.server is None:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            # glibc reserves addresses, not memory, for every thread: too many for tests that limit them
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             self.server = subprocess.Popen([sys.executable, __file__, *self.modules], env=environment, **pipes)
         self.end()

@@ -92,6 +92,7 @@ def pulled(client, pushed) -> dict:
     return {without: client("pull", without=without) for without in ("", "video_panda_hf")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("without", ["", "video_panda_hf"])
 def test_what_is_pushed_loads_by_id_with_the_same_logits(pulled, without):
     got = pulled[without]
@@ -104,10 +105,12 @@ def test_what_is_pushed_loads_by_id_with_the_same_logits(pulled, without):
     assert max(got["differences"].values()) < 2e-5, got["differences"]  # memory that is aligned in another way
 
 
+@pytest.mark.slow
 def test_the_code_of_the_card_runs_as_written(pulled):
     assert pulled["video_panda_hf"]["card"].strip().endswith(".")
 
 
+@pytest.mark.slow
 def test_what_was_loaded_by_its_own_code_is_pushed_with_it(pushed, pulled):
     theirs, ours = pushed.files("bob/panda"), pushed.files("ann/panda", "lighter")
     same = [name for name in ours if name.endswith((".py", ".safetensors", "config.json"))]
