@@ -18,12 +18,17 @@ os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // wor
 @pytest.fixture(scope="session")
 def forks():
     """Runs commands whose imports take long and are not what is tested."""
-    with Forks(*TRAINING) as forks:
-        yield forks
+    yield from forks_of(*TRAINING)
 
 
 @pytest.fixture(scope="session")
 def bare_forks():
     """As `forks`, for commands that read other variables `HF_...`, or lack a package."""
-    with Forks() as forks:
+    yield from forks_of()
+
+
+def forks_of(*modules: str):
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    with Forks(*modules) as forks:
         yield forks

@@ -1,7 +1,6 @@
 """A run that is killed at any moment and gone on with ends in the report of a run that was not."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,6 @@ SCRIPT = Path(__file__).parents[1] / "helpers" / "killed_runs.py"
 
 @pytest.fixture(scope="module")
 def killed(forks, tmp_path_factory):
-    if not hasattr(os, "fork"):
-        pytest.skip("needs fork")
     done = forks.run([SCRIPT, tmp_path_factory.mktemp("killed"), "20"])
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

@@ -9,6 +9,7 @@ print or read of the environment is not the command's own. So `Forks()` has impo
 `Forks(*TRAINING)` has, and takes such variables as they were when it started.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -53,7 +54,8 @@ class Forks:
         request = [list(map(str, command)), dict(os.environ if env is None else env), str(cwd or Path.cwd())]
         self.server.stdin.write(json.dumps([*request, str(stdout), str(stderr)]).encode() + b"\n")
         self.server.stdin.flush()
-        self.command, self.ended = self.answer(120), None
+        self.command, self.ended = self.answer(300), None
+        assert self.command is not None, "the process that forks has not done its imports in 300 s"
         return self.command
 
     def status(self, timeout: float) -> int | None:
@@ -94,6 +96,8 @@ def serve() -> list:
         child = os.fork()
         if child == 0:
             return json.loads(line)
+        with contextlib.suppress(ProcessLookupError):  # if it has ended
+            os.setpgid(child, child)
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
     sys.exit()
@@ -101,7 +105,6 @@ def serve() -> list:
 
 def become(command: list[str], environment: dict[str, str], folder: str, stdout: str, stderr: str) -> None:
     """Does what `python *command` does."""
-    os.setsid()
     for number, name, mode in ((0, os.devnull, os.O_RDONLY), (1, stdout, os.O_WRONLY), (2, stderr, os.O_WRONLY)):
         file = os.open(name, mode | (os.O_CREAT | os.O_APPEND if number else 0))
         os.dup2(file, number)
@@ -113,7 +116,7 @@ def become(command: list[str], environment: dict[str, str], folder: str, stdout:
     sys.argv = command[1:] if option else command
     first = "" if option else str(Path(command[0]).resolve().parent)
     paths = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-    sys.path[:] = [first, *paths, *(path for path in sys.path[1:] if path not in paths)]
+    sys.path[:] = [first, *paths, *(path for path in sys.path if path not in paths)]
     if option == "-m":
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     elif option == "-c":
@@ -124,6 +127,7 @@ def become(command: list[str], environment: dict[str, str], folder: str, stdout:
 
 
 if __name__ == "__main__":
+    del sys.path[0]  # the folder of this file, whose names are not meant for `import`
     for module in sys.argv[1:]:
         if find_spec(module.split(".")[0]) is not None:
             importlib.import_module(module)
