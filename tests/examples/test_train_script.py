@@ -301,7 +301,7 @@ def test_eight_clips_are_learned_to_the_letter(tmp_path):
     model = new_model(processor, **sizes)
     arguments = VideoPandaTrainingArguments(
         str(tmp_path),
-        max_steps=160,
+        max_steps=120,
         activation_checkpointing=False,
         per_device_train_batch_size=8,
         learning_rate=3e-3,
