@@ -1,8 +1,6 @@
 """The command line: what a user types first, and what it says when it cannot."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
@@ -34,10 +32,9 @@ def test_special_tokens_in_a_question_are_text(capsys):
 
 
 @pytest.mark.slow
-def test_the_installed_command_streams_to_standard_output():
-    command = [sys.executable, "-m", "video_panda_hf.cli", "ask", CLIP, "Describe the video.", "--num-frames", "8"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith(".") and "Traceback" not in done.stderr
+def test_the_installed_command_streams_to_standard_output(forks):
+    done = forks.run(["-m", "video_panda_hf.cli", "ask", CLIP, "Describe the video.", "--num-frames", "8"])
+    assert done.returncode == 0 and done.stdout.strip().endswith(".") and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -66,11 +63,11 @@ def test_a_folder_that_is_no_checkpoint_is_not_pushed(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path):
+def test_a_hub_that_cannot_be_reached_is_one_line(bare_forks, tmp_path):
     unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
     environment = {**os.environ, **unreachable, "HF_TOKEN": "hf_none", "HF_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "video_panda_hf.cli", "push", str(SHIPPED_MODEL), "ann/panda"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    command = ["-m", "video_panda_hf.cli", "push", SHIPPED_MODEL, "ann/panda"]
+    done = bare_forks.run(command, env=environment, timeout=200)
     assert done.returncode == 2
     assert done.stderr.startswith("video-panda: the Hugging Face Hub cannot be reached"), done.stderr
     assert "Traceback" not in done.stderr

@@ -3,9 +3,6 @@
 import base64
 import json
 import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -107,29 +104,21 @@ def test_a_wish_for_the_sound_of_a_video_changes_nothing():
 
 
 @pytest.fixture
-def server(tmp_path):
+def server(forks, tmp_path):
     """`transformers serve` on a free port of this machine; its address."""
     for package in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(package, reason="needs transformers[serving]")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"http://localhost:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "video_panda_hf.cli", "serve", str(SHIPPED_MODEL)]
-    with (
-        open(tmp_path / "log", "w+") as log,
-        subprocess.Popen(
-            [*command, "--port", address.rsplit(":", 1)[1], "--device", "cpu"], stdout=log, stderr=log
-        ) as process,
-    ):
-        try:
-            for _ in range(600):
-                if process.poll() is not None or is_up(address):
-                    break
-                time.sleep(0.1)
-            assert is_up(address), (tmp_path / "log").read_text()
-            yield address
-        finally:
-            process.terminate()
+    command = ["-m", "video_panda_hf.cli", "serve", SHIPPED_MODEL, "--port", address.rsplit(":", 1)[1]]
+    forks.start([*command, "--device", "cpu"], stdout=tmp_path / "log", stderr=tmp_path / "log")
+    for _ in range(600):
+        if forks.status(timeout=0.1) is not None or is_up(address):
+            break
+    assert is_up(address), (tmp_path / "log").read_text()
+    yield address
+    forks.end()
 
 
 def is_up(address: str) -> bool:

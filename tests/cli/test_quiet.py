@@ -28,14 +28,22 @@ ASK = ["-m", "video_panda_hf.cli", "ask", str(SHIPPED_CLIPS / "red_circle_left.m
 ANSWER = "A red circle moves to the left.\n"
 
 
-def run(*arguments: str) -> tuple[str, str]:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300)
-    return done.stdout, done.stderr
-
-
 @pytest.mark.slow
 def test_a_question_prints_the_answer_alone():
-    assert run(*ASK) == (ANSWER, "")
+    """In a process of its own: what torch says when it is imported would also be seen."""
+    done = subprocess.run([sys.executable, *ASK], capture_output=True, text=True, timeout=300)
+    assert (done.stdout, done.stderr) == (ANSWER, "")
+
+
+@pytest.fixture
+def run(bare_forks):
+    """Standard output and errors of a program, which imports everything but torch anew."""
+
+    def run(code: str) -> tuple[str, str]:
+        done = bare_forks.run(["-c", code])
+        return done.stdout, done.stderr
+
+    return run
 
 
 @pytest.mark.skipif(
@@ -43,18 +51,18 @@ def test_a_question_prints_the_answer_alone():
     reason="older pipelines warn of their own settings",
 )
 @pytest.mark.slow
-def test_the_python_of_the_readme_prints_the_answer_alone():
-    assert run("-c", block("python")) == (ANSWER, "")
+def test_the_python_of_the_readme_prints_the_answer_alone(run):
+    assert run(block("python")) == (ANSWER, "")
 
 
 @pytest.mark.slow
-def test_saving_and_loading_print_nothing():
-    assert run("-c", SAVE_AND_LOAD) == ("", "")
+def test_saving_and_loading_print_nothing(run):
+    assert run(SAVE_AND_LOAD) == ("", "")
 
 
 @pytest.mark.slow
-def test_warnings_of_the_users_own_imports_stay():
+def test_warnings_of_the_users_own_imports_stay(run):
     code = (
         "import logging; log = logging.getLogger('torch.utils._pytree'); import video_panda_hf; log.warning('stays')"
     )
-    assert "stays" in run("-c", code)[1]
+    assert "stays" in run(code)[1]

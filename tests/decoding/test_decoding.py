@@ -695,7 +695,7 @@ class NumbersOfVideos(torch.utils.data.Dataset):
         return [read_number(frame) for frame in frames]
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
 def test_data_loader_workers_decode(start_method, made):
     paths = [made(name) for name in ("b_frames.mp4", "h264.mkv", "vp9.mp4", "mpeg4.avi")]
     decode_video(paths[0])  # the parent has decoded before the fork

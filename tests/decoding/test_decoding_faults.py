@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -78,11 +77,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_truncation_and_byte_flips_give_frames_or_the_documented_error(folder):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    environment["MALLOC_ARENA_MAX"] = "2"  # glibc reserves addresses, not memory, for every thread
-    command = [sys.executable, __file__, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+def test_truncation_and_byte_flips_give_frames_or_the_documented_error(forks, folder):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = forks.run([__file__, folder], env=environment)
     assert done.returncode == 0, f"ended with {done.returncode} at {done.stdout[-300:]} {done.stderr[-2000:]}"
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["mutants"] == MUTANTS_PER_FILE * len(SPECS) >= 500
@@ -285,9 +282,8 @@ print("the same frames")
 
 
 @pytest.mark.slow
-def test_threads_survive_a_seek_to_what_is_no_key_frame():
-    command = [sys.executable, "-c", READ_AT_RANDOM, NOT_ONLY_KEY_FRAMES]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+def test_threads_survive_a_seek_to_what_is_no_key_frame(forks):
+    done = forks.run(["-c", READ_AT_RANDOM, NOT_ONLY_KEY_FRAMES], timeout=120)
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-2000:]}"
     assert done.stdout.endswith("the same frames\n")
 

@@ -1,9 +1,6 @@
 """A run that is killed at any moment and gone on with ends in the report of a run that was not."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +10,8 @@ SCRIPT = Path(__file__).parents[1] / "helpers" / "killed_runs.py"
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    if not hasattr(os, "fork"):
-        pytest.skip("needs fork")
-    command = [sys.executable, str(SCRIPT), str(tmp_path_factory.mktemp("killed")), "20"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+def killed(forks, tmp_path_factory):
+    done = forks.run([SCRIPT, tmp_path_factory.mktemp("killed"), "20"])
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 

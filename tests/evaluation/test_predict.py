@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import video_panda_hf.evaluation.predict  # noqa: F401  # the module, whose name is also its function's
 from helpers.evaluation import ASKED, CLIPS, clips_task, lines_of, without_times, write_lines
-from helpers.processes import free_port, run_to_the_end
+from helpers.processes import free_port
 from video_panda_hf import SHIPPED_CLIPS, SHIPPED_MODEL, VideoPandaSession
 from video_panda_hf.decoding import decode_video
 from video_panda_hf.evaluation import Question, chosen_option, fingerprint, load_task, predict
@@ -209,10 +209,10 @@ def test_a_run_may_go_on_with_another_number_of_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_accelerate_launch_splits_the_videos(tmp_path):
+def test_accelerate_launch_splits_the_videos(forks, tmp_path):
     task = clips_task(tmp_path)
     run(task, tmp_path / "one")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
+    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
     command += [
         "--num_machines=1",
         "--mixed_precision=no",
@@ -229,7 +229,8 @@ def test_accelerate_launch_splits_the_videos(tmp_path):
         "--videos",
         SHIPPED_CLIPS,
     ]
-    run_to_the_end([*command, "--output", tmp_path / "two", "--max-new-tokens", "30"])
+    done = forks.run([*command, "--output", tmp_path / "two", "--max-new-tokens", "30"])
+    assert done.returncode == 0, done.stderr[-3000:]
     one, two = (lines_of(tmp_path / name / "predictions.jsonl") for name in ("one", "two"))
     assert [line["answer"] for line in one] == [line["answer"] for line in two]
     assert [line["id"] for line in one] == [line["id"] for line in two]

@@ -115,6 +115,7 @@ def test_it_answers_questions_about_the_clips_beside_it(model, processor, name, 
     assert answers == [f"It is {colour}.", f"It is a {shape}.", f"It moves {direction}.", clip.description]
 
 
+@pytest.mark.slow
 def test_it_answers_about_combinations_it_never_saw(model, processor, held_out_clips):
     right = accuracy(model, processor, held_out_clips, seed=0)
     assert right["colour"] >= 0.95

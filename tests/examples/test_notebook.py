@@ -1,10 +1,7 @@
 """`examples/finetune.ipynb` runs from top to bottom and ends with the answer that it promises, without Jupyter."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +19,7 @@ def test_the_notebook_is_committed_without_outputs():
 
 
 @pytest.mark.slow
-def test_the_notebook_ends_with_the_answer_it_promises(tmp_path):
+def test_the_notebook_ends_with_the_answer_it_promises(forks, tmp_path):
     promised = re.search(r"It should say `(.*?)`", TEXT)[1]
     fewer = [re.sub(r"^EPOCHS = \d+$", "EPOCHS = 30", cell, flags=re.MULTILINE) for cell in CODE]
     assert fewer != CODE
@@ -34,13 +31,6 @@ for cell in json.load(open("cells.json", encoding="utf-8")):
     exec(compile(cell, "cell", "exec"), names)
 assert names["answer"] == {promised!r}, names["answer"]
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    run = forks.run(["-c", program], cwd=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
     assert (tmp_path / "runs" / "notebook" / "model.safetensors").is_file()

@@ -5,9 +5,7 @@ import os
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, CLIPImageProcessor, set_seed
 
-from helpers.processes import free_port, run_to_the_end
+from helpers.processes import free_port
 from helpers.tiny_models import TEXT_CONFIGS, tiny_config
 from helpers.tiny_tokenizers import chatml_tokenizer
 from helpers.training import tiny_teacher
@@ -28,7 +26,8 @@ from video_panda_hf.training import VideoPandaDataCollator, VideoPandaTrainer, V
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-ENVIRONMENT["PYTHONPATH"] = str(Path(__file__).parents[1])  # for `helpers`
+ENVIRONMENT["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+ENVIRONMENT |= {"PET_START_METHOD": "fork", "PET_RUN_PATH": "1"}  # torch's launcher forks: its workers need no imports
 
 
 def new_model(processor: VideoPandaProcessor, **text) -> VideoPandaForConditionalGeneration:
@@ -69,11 +68,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 def command(folder: Path, recipe: str, output: Path, *options: str, strategy: str | None = None) -> list[str]:
-    """`strategy`: a file of examples/accelerate, for two processes on the CPU. `None`: one process."""
-    launcher, device = [sys.executable], ["--use_cpu"]
+    """What follows `python`. `strategy`: a file of examples/accelerate, for two processes on the CPU; `None`: one."""
+    launcher, device = [], ["--use_cpu"]
     if strategy is not None:
         config = EXAMPLES / "accelerate" / f"{strategy}.yaml"
-        launcher += ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes=2"]
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes=2"]
         launcher += ["--mixed_precision=no", f"--main_process_port={free_port()}"]
     if strategy == "fsdp2":
         launcher.append(Path(__file__).parents[1] / "helpers" / "fsdp_on_cpu.py")
@@ -84,8 +83,9 @@ def command(folder: Path, recipe: str, output: Path, *options: str, strategy: st
     return list(map(str, [*launcher, *script, "--model", folder / "model", "--data", folder / "data.json", *options]))
 
 
-def run(*arguments, **options) -> None:
-    run_to_the_end(command(*arguments, **options), env=ENVIRONMENT)
+def run(forks, *arguments, **options) -> None:
+    done = forks.run(command(*arguments, **options), env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def logs(checkpoint: Path) -> list[dict]:
@@ -95,11 +95,11 @@ def logs(checkpoint: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_stage_1_runs_by_its_recipe_and_goes_on_where_it_was_killed(folder, tmp_path):
+def test_stage_1_runs_by_its_recipe_and_goes_on_where_it_was_killed(forks, folder, tmp_path):
     """SIGKILL after the first checkpoint; the same command again ends with the losses of an unbroken run."""
     options = ["--distillation_teacher", folder / "teacher", "--max_steps", "24", "--save_steps", "3"]
     options += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
-    run(folder, "stage1", tmp_path / "unbroken", *options)
+    run(forks, folder, "stage1", tmp_path / "unbroken", *options)
     expected = logs(tmp_path / "unbroken" / "checkpoint-24")
     assert len(expected) == 24 and {"loss", "language_loss", "distillation_loss"} <= set(expected[0])
     before, after = (load_file(path / "model.safetensors") for path in (folder / "model", tmp_path / "unbroken"))
@@ -108,14 +108,13 @@ def test_stage_1_runs_by_its_recipe_and_goes_on_where_it_was_killed(folder, tmp_
     assert (tmp_path / "unbroken" / "distillation_head.safetensors").is_file()
 
     killed = tmp_path / "killed"
-    process = subprocess.Popen(command(folder, "stage1", killed, *options), env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    process = forks.start(command(folder, "stage1", killed, *options), env=ENVIRONMENT)
     while not (killed / "checkpoint-3" / "trainer_state.json").is_file():
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        assert forks.status(timeout=0.005) is None
+    os.kill(process, signal.SIGKILL)
+    assert forks.status(timeout=30) == -signal.SIGKILL
     assert not (killed / "checkpoint-24").exists()
-    run(folder, "stage1", killed, *options)
+    run(forks, folder, "stage1", killed, *options)
     assert logs(killed / "checkpoint-24") == expected
 
 
@@ -189,10 +188,10 @@ BATCH_OF_ONE, BATCH_OF_TWO = (["--per_device_train_batch_size", size] for size i
 
 
 @pytest.fixture(scope="module")
-def one_process(folder, tmp_path_factory) -> Path:
+def one_process(forks, folder, tmp_path_factory) -> Path:
     """The output folder of a run in one process, with distillation."""
     output = tmp_path_factory.mktemp("one") / "process"
-    run(folder, "stage3", output, *STEPS, *BATCH_OF_ONE, "--distillation_teacher", folder / "teacher")
+    run(forks, folder, "stage3", output, *STEPS, *BATCH_OF_ONE, "--distillation_teacher", folder / "teacher")
     return output
 
 
@@ -200,17 +199,17 @@ TORCH_2_6 = Version(torch.__version__) < Version("2.7")
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_and_resume_each_others_checkpoint(folder, tmp_path, one_process):
+def test_two_processes_train_as_one_and_resume_each_others_checkpoint(forks, folder, tmp_path, one_process):
     options = [*STEPS, "--distillation_teacher", folder / "teacher"]
     two, to_one, to_two = tmp_path / "two", tmp_path / "to_one", tmp_path / "to_two"
-    run(folder, "stage3", two, *options, *BATCH_OF_TWO, strategy="ddp")
+    run(forks, folder, "stage3", two, *options, *BATCH_OF_TWO, strategy="ddp")
     assert_same_run(one_process, two)
     shutil.copytree(two / "checkpoint-2", to_one / "checkpoint-2")
-    run(folder, "stage3", to_one, *options, *BATCH_OF_ONE)
+    run(forks, folder, "stage3", to_one, *options, *BATCH_OF_ONE)
     assert_same_run(one_process, to_one)
     if not TORCH_2_6:  # which cannot load an optimizer's state onto "cpu:0", the device of two processes
         shutil.copytree(one_process / "checkpoint-2", to_two / "checkpoint-2")
-        run(folder, "stage3", to_two, *options, *BATCH_OF_TWO, strategy="ddp")
+        run(forks, folder, "stage3", to_two, *options, *BATCH_OF_TWO, strategy="ddp")
         assert_same_run(one_process, to_two)
 
 
@@ -219,24 +218,24 @@ FSDP2_ON_CPU = pytest.mark.skipif(TORCH_2_6, reason="FSDP2 of torch 2.6 asks for
 
 @FSDP2_ON_CPU
 @pytest.mark.slow
-def test_fsdp2_trains_as_one_process(folder, tmp_path, one_process):
+def test_fsdp2_trains_as_one_process(forks, folder, tmp_path, one_process):
     """It also resumes: the run is stopped after its first checkpoint and started again."""
     options = [*STEPS, *BATCH_OF_TWO, "--distillation_teacher", folder / "teacher"]
-    run(folder, "stage3", tmp_path, *options, strategy="fsdp2")
+    run(forks, folder, "stage3", tmp_path, *options, strategy="fsdp2")
     assert (tmp_path / "checkpoint-2" / "pytorch_model_fsdp.bin").is_file()
     assert_same_run(one_process, tmp_path)
     shutil.rmtree(tmp_path / "checkpoint-4")
-    run(folder, "stage3", tmp_path, *options, strategy="fsdp2")
+    run(forks, folder, "stage3", tmp_path, *options, strategy="fsdp2")
     assert_same_run(one_process, tmp_path)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.slow
-def test_deepspeed_trains_as_one_process(folder, tmp_path, stage):
+def test_deepspeed_trains_as_one_process(forks, folder, tmp_path, stage):
     """The losses of four steps are equal, and so is the saved model."""
     pytest.importorskip("deepspeed")
-    run(folder, "stage3", tmp_path / "one", *STEPS, *BATCH_OF_ONE)
-    run(folder, "stage3", tmp_path / "two", *STEPS, *BATCH_OF_TWO, strategy=f"deepspeed_zero{stage}")
+    run(forks, folder, "stage3", tmp_path / "one", *STEPS, *BATCH_OF_ONE)
+    run(forks, folder, "stage3", tmp_path / "two", *STEPS, *BATCH_OF_TWO, strategy=f"deepspeed_zero{stage}")
     losses = [[entry["loss"] for entry in logs(tmp_path / name / "checkpoint-4")] for name in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     one, two = (AutoModelForImageTextToText.from_pretrained(tmp_path / name) for name in ("one", "two"))
@@ -245,15 +244,16 @@ def test_deepspeed_trains_as_one_process(folder, tmp_path, stage):
 
 @FSDP2_ON_CPU
 @pytest.mark.slow
-def test_processes_with_and_without_videos_keep_in_step_under_fsdp2():
+def test_processes_with_and_without_videos_keep_in_step_under_fsdp2(forks):
     script = Path(__file__).parents[1] / "helpers" / "fsdp_gradients.py"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    run_to_the_end([*launcher, script], env=ENVIRONMENT)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = forks.run([*launcher, script], env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def train_adapters(monkeypatch, folder, output, recipe: str, *options: str):
     pytest.importorskip("peft")
-    arguments = command(folder, recipe, output, "--max_steps", "2", *options)[2:]
+    arguments = command(folder, recipe, output, "--max_steps", "2", *options)[1:]
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     runpy.run_path(str(EXAMPLES / "train.py"))["main"]()
     weights = load_file(output / "adapter_model.safetensors")
@@ -301,7 +301,7 @@ def test_eight_clips_are_learned_to_the_letter(tmp_path):
     model = new_model(processor, **sizes)
     arguments = VideoPandaTrainingArguments(
         str(tmp_path),
-        max_steps=160,
+        max_steps=120,
         activation_checkpointing=False,
         per_device_train_batch_size=8,
         learning_rate=3e-3,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.forks import Forks
 from video_panda_hf import SHIPPED_CLIPS
 
 
@@ -56,10 +57,13 @@ print(transformers.__version__)
 """
 
 
-def run(python: str, program: str, *arguments, cache: Path) -> list[str]:
-    environment = {**os.environ, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
-    command = [python, "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, cwd=cache, capture_output=True, text=True, timeout=300)
+def run(python: str | Forks, program: str, *arguments, cache: Path) -> list[str]:
+    options = {"env": {**os.environ, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1"}, "cwd": cache, "timeout": 300}
+    command = ["-c", program, *map(str, arguments)]
+    if isinstance(python, Forks):
+        done = python.run(command, **options)
+    else:
+        done = subprocess.run([python, *command], capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -76,6 +80,6 @@ def test_a_checkpoint_answers_under_another_release_without_the_package(directio
 
 
 @pytest.mark.slow
-def test_a_checkpoint_answers_without_the_package(tmp_path):
-    run(sys.executable, SAVE, tmp_path / "model", SOURCES, cache=tmp_path)
-    assert run(sys.executable, ASK, tmp_path / "model", CLIP, cache=tmp_path)[:2] == [ANSWER, ANSWER]
+def test_a_checkpoint_answers_without_the_package(bare_forks, tmp_path):
+    run(bare_forks, SAVE, tmp_path / "model", SOURCES, cache=tmp_path)
+    assert run(bare_forks, ASK, tmp_path / "model", CLIP, cache=tmp_path)[:2] == [ANSWER, ANSWER]

@@ -3,8 +3,7 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,27 +46,37 @@ def shared(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pushed(hub, shared) -> LoopbackHub:
-    """The Hub after `hub_clients.push`."""
-    client(hub, shared, "push", token="hf_ann")
-    return hub
-
-
-def client(hub, shared: Path, task: str, token: str | None = None, without: str = ""):
+def client(bare_forks, hub, shared) -> Callable:
     """What a task of `hub_clients.py` returns, in a process of its own with an empty cache."""
-    home = shared / f"home-{len(list(shared.iterdir()))}"
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = {**hub.environment(home, token), "OMP_NUM_THREADS": "1", "WITHOUT": without, "PYTHONPATH": paths}
-    command = [sys.executable, str(Path(__file__).parents[1] / "helpers" / "hub_clients.py"), task, str(shared)]
-    done = subprocess.run(command, env=environment, cwd=shared, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+
+    def run(task: str, token: str | None = None, without: str = ""):
+        home = shared / f"home-{len(list(shared.iterdir()))}"
+        paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+        environment = {**hub.environment(home, token), "OMP_NUM_THREADS": "1", "WITHOUT": without, "PYTHONPATH": paths}
+        command = [Path(__file__).parents[1] / "helpers" / "hub_clients.py", task, shared]
+        done = bare_forks.run(command, env=environment, cwd=shared, timeout=240)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
 
 
-def push_commands(hub, shared: Path, *commands: list, token: str | None = None) -> list[dict]:
+@pytest.fixture(scope="module")
+def push_commands(client, shared) -> Callable:
     """Status, output and errors of each `video-panda push` with these arguments."""
-    (shared / "commands.json").write_text(json.dumps([[str(argument) for argument in line] for line in commands]))
-    return client(hub, shared, "commands", token)
+
+    def run(*commands: list, token: str | None = None) -> list[dict]:
+        (shared / "commands.json").write_text(json.dumps([[str(argument) for argument in line] for line in commands]))
+        return client("commands", token)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pushed(client, hub) -> LoopbackHub:
+    """The Hub after `hub_clients.push`."""
+    client("push", token="hf_ann")
+    return hub
 
 
 def auto_map(files: dict[str, bytes], name: str = "config.json") -> dict | None:
@@ -78,11 +87,12 @@ def auto_map(files: dict[str, bytes], name: str = "config.json") -> dict | None:
 
 
 @pytest.fixture(scope="module")
-def pulled(pushed, shared) -> dict:
+def pulled(client, pushed) -> dict:
     """What `hub_clients.pull` found, with the package and without it."""
-    return {without: client(pushed, shared, "pull", without=without) for without in ("", "video_panda_hf")}
+    return {without: client("pull", without=without) for without in ("", "video_panda_hf")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("without", ["", "video_panda_hf"])
 def test_what_is_pushed_loads_by_id_with_the_same_logits(pulled, without):
     got = pulled[without]
@@ -95,10 +105,12 @@ def test_what_is_pushed_loads_by_id_with_the_same_logits(pulled, without):
     assert max(got["differences"].values()) < 2e-5, got["differences"]  # memory that is aligned in another way
 
 
+@pytest.mark.slow
 def test_the_code_of_the_card_runs_as_written(pulled):
     assert pulled["video_panda_hf"]["card"].strip().endswith(".")
 
 
+@pytest.mark.slow
 def test_what_was_loaded_by_its_own_code_is_pushed_with_it(pushed, pulled):
     theirs, ours = pushed.files("bob/panda"), pushed.files("ann/panda", "lighter")
     same = [name for name in ours if name.endswith((".py", ".safetensors", "config.json"))]
@@ -106,8 +118,8 @@ def test_what_was_loaded_by_its_own_code_is_pushed_with_it(pushed, pulled):
     assert len(same) >= 10 and not [name for name in same if theirs[name] != ours[name]]
 
 
-def test_errors_say_what_to_do(pushed, shared):
-    errors = client(pushed, shared, "refused", without="video_panda_hf av")
+def test_errors_say_what_to_do(client, pushed):
+    errors = client("refused", without="video_panda_hf av")
     assert "ann/secret" in errors["private"] and "token" in errors["private"]
     assert "trust_remote_code=True" in errors["not trusted"]
     assert errors["no av"].startswith("ImportError") and "pip install av" in errors["no av"]
@@ -168,26 +180,26 @@ def test_a_card_that_someone_wrote_is_not_touched(pushed):
 # video-panda push
 
 
-def test_a_failed_upload_shows_nothing_and_can_be_repeated(hub, shared, tmp_path):
+def test_a_failed_upload_shows_nothing_and_can_be_repeated(hub, push_commands, tmp_path):
     checkpoint(tmp_path, max_shard_size="1MB")
     shards = {file.name for file in tmp_path.glob("*.safetensors")}
     hub.large_files.clear()
     hub.fail("PUT", "/lfs/", after=1)
-    (broken,) = push_commands(hub, shared, [tmp_path, "ann/again"], token="hf_ann")
+    (broken,) = push_commands([tmp_path, "ann/again"], token="hf_ann")
     hub.failures.clear()
     assert broken["status"] == 2 and "Nothing has changed in ann/again" in broken["errors"]
     assert hub.files("ann/again").keys() == {".gitattributes"}
     assert len(hub.large_files) == 1 < len(shards)
 
     hub.requests.clear()
-    (repeated,) = push_commands(hub, shared, [tmp_path, "ann/again"], token="hf_ann")
+    (repeated,) = push_commands([tmp_path, "ann/again"], token="hf_ann")
     assert (repeated["status"], repeated["output"]) == (0, f"{hub.endpoint}/ann/again/tree/main\n")
     assert shards < hub.files("ann/again").keys() and "README.md" in hub.files("ann/again")
     assert sum(method == "PUT" for method, *_ in hub.requests) == len(shards) - 1  # one is there already
     assert sum("/commit/" in path for _, path, _ in hub.requests) == 1
 
 
-def test_the_command_pushes_a_folder_as_it_is_with_code_and_card(hub, shared, tmp_path):
+def test_the_command_pushes_a_folder_as_it_is_with_code_and_card(hub, push_commands, tmp_path):
     peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=".*q_proj")).save_pretrained(tmp_path / "adapter")
     generated = str(ModelFacts(tiny_model().config).card("ann/kept", HfApi()))
     checkpoint(tmp_path / "carded")
@@ -196,8 +208,6 @@ def test_the_command_pushes_a_folder_as_it_is_with_code_and_card(hub, shared, tm
     before = {file.name: file.read_bytes() for file in SHIPPED_MODEL.iterdir()}
     options = ["--private", "--revision", "exp/one", "--license", "mit", "--message", "Shapes"]
     done, adapter, carded, kept, *refused = push_commands(
-        hub,
-        shared,
         [SHIPPED_MODEL, "ann/shipped", *options, "--token", "hf_ann"],
         [tmp_path / "adapter", "ann/adapter-folder", "--token", "hf_ann"],
         [tmp_path / "carded", "ann/carded", "--no-code", "--token", "hf_ann"],
@@ -276,8 +286,8 @@ def test_an_incomplete_folder_is_refused_before_anything_is_sent(fault, in_shard
 # Trainer
 
 
-def test_training_pushes_checkpoints_that_load_and_a_card_that_tells_of_it(hub, shared):
-    during = client(hub, shared, "train", token="hf_ann")
+def test_training_pushes_checkpoints_that_load_and_a_card_that_tells_of_it(client, hub):
+    during = client("train", token="hf_ann")
     for repo_id in ("ann/trained", "ann/trained-edited", "ann/plain"):
         files = hub.files(repo_id)
         modules = [reference.split(".")[0] + ".py" for reference in auto_map(files).values()]

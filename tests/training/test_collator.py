@@ -306,7 +306,7 @@ def test_in_a_batch_of_bad_samples_the_last_good_one_stands_in(processor, folder
     assert last["id"] == "good" and [name.split()[0] for name in last["stands_in_for"]] == ["b1", "b2"]
 
 
-@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
 def test_workers_count_together_and_in_all_epochs(processor, folder, tmp_path, start):
     collator = VideoPandaDataCollator(processor, on_error="skip", skip_log=tmp_path / "new" / "skipped.jsonl")
     rows = [row("what", "a ball"), bad(folder)] * 6  # ten may be bad: one epoch is let through, two are not
@@ -361,7 +361,7 @@ def test_wrong_arguments_say_so(processor):
 # In a training
 
 
-@pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])
+@pytest.mark.parametrize(("start", "workers"), [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)])
 def test_workers_of_either_kind_skip_and_log(processor, folder, tmp_path, start, workers):
     log = tmp_path / "skipped.jsonl"
     rows = [bad(folder, f"bad {i}") if i in (3, 5) else good(folder, f"good {i}") for i in range(8)]
