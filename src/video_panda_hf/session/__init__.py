@@ -1,6 +1,6 @@
 """A video that comes in, and questions about it at any time."""
 
-from .session import VideoPandaSession
+from .session import StopWhenSet, VideoPandaSession
 
 
-__all__ = ["VideoPandaSession"]
+__all__ = ["StopWhenSet", "VideoPandaSession"]
