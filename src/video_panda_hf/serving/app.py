@@ -118,6 +118,10 @@ def run(app: FastAPI, sock: socket.socket, log_level: str = "warning") -> None:
     for name in ("uvicorn", "video_panda_hf"):
         logging.getLogger(name).addHandler(handler)
         logging.getLogger(name).setLevel(log_level.upper())
+    new_server(app, log_level).run(sockets=[sock])
+
+
+def new_server(app: FastAPI, log_level: str = "warning") -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         http="h11",
@@ -129,7 +133,7 @@ def run(app: FastAPI, sock: socket.socket, log_level: str = "warning") -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    uvicorn.Server(config).run(sockets=[sock])
+    return uvicorn.Server(config)
 
 
 class Gate:
@@ -183,7 +187,7 @@ class Gate:
             return
         keys = [value for name, value in headers if name == b"authorization"]
         scheme, _, key = keys[0].partition(" ") if len(keys) == 1 else ("", "", "")
-        is_right = hmac.compare_digest(key.strip().encode(), self.settings.api_key.encode())
+        is_right = hmac.compare_digest(key.strip().encode("latin-1"), self.settings.api_key.encode())
         if scheme.lower() != "bearer" or not is_right:
             headers = {"WWW-Authenticate": "Bearer"}
             raise RequestError(
