@@ -12,10 +12,10 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
-from helpers.server import MODEL, serving, video, web_server  # noqa: E402
-from video_panda_hf import SHIPPED_CLIPS  # noqa: E402
-from video_panda_hf.serving import ServerSettings, media, network  # noqa: E402
-from video_panda_hf.serving.errors import RequestError  # noqa: E402
+from helpers.server import MODEL, serving, video, web_server
+from video_panda_hf import SHIPPED_CLIPS
+from video_panda_hf.serving import ServerSettings, media, network
+from video_panda_hf.serving.errors import RequestError
 
 
 CLIP = (SHIPPED_CLIPS / "red_circle_left.mp4").read_bytes()
@@ -406,8 +406,8 @@ def test_a_playlist_opens_neither_file_nor_address(folder):
         lists = {
             "m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n" + "".join(f"#EXTINF:1,\n{name}\n" for name in names),
             "ffconcat": "ffconcat version 1.0\n" + "".join(f"file '{name}'\n" for name in names),
-            "sdp": f"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {secret.server_port} RTP/AVP 96\n",
-            "dash": f'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><BaseURL>{secret.url}</BaseURL></MPD>',
+            "sdp": f"v=0\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {secret.server_port} RTP/AVP 96\n",
+            "dash": f'<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><BaseURL>{secret.url}</BaseURL></MPD>',
             "svg": f'<svg xmlns="http://www.w3.org/2000/svg"><image href="{secret.url}/x.png"/></svg>',
             "eps": "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n",
         }

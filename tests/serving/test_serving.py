@@ -15,10 +15,10 @@ from PIL import Image
 pytest.importorskip("fastapi", reason="needs the extra serve")
 pytest.importorskip("uvicorn", reason="needs the extra serve")
 
-from helpers.server import MODEL, request_of, serving, shipped, video, web_server  # noqa: E402
-from video_panda_hf import SHIPPED_CLIPS  # noqa: E402
-from video_panda_hf.decoding import decode_video  # noqa: E402
-from video_panda_hf.serving import ServerSettings, create_app  # noqa: E402
+from helpers.server import MODEL, request_of, serving, shipped, video, web_server
+from video_panda_hf import SHIPPED_CLIPS
+from video_panda_hf.decoding import decode_video
+from video_panda_hf.serving import ServerSettings, create_app
 
 
 CLIPS = {path.name.split("_")[0]: path for path in sorted(SHIPPED_CLIPS.glob("*.mp4"))}  # <colour>_….mp4
