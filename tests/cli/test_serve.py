@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib.util
+import re
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +93,12 @@ def test_an_option_that_cannot_be_is_wrong_use(wrong, capsys):
     with pytest.raises(SystemExit) as stopped:
         build_parser().parse_args(["serve", "panda", *wrong])
     assert stopped.value.code == 2 and wrong[-1] in capsys.readouterr().err
+
+
+def test_each_option_of_the_server_is_on_its_page(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    named = re.findall(r"--[\w-]+", capsys.readouterr().out)
+    assert len(set(named)) > 20
+    assert not [option for option in named if option != "--help" and f"`{option}" not in page]

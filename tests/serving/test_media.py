@@ -3,7 +3,10 @@
 import base64
 import json
 import os
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 
 import pytest
@@ -102,6 +105,7 @@ FORBIDDEN = [
     "rtsp://127.0.0.1/clip.mp4",
     "gopher://127.0.0.1:1/_",
     "crypto+file:///etc/passwd",
+    "a/" * 1_000_000,
 ]
 
 
@@ -342,6 +346,28 @@ def test_the_proxy_of_the_environment_is_not_asked(monkeypatch):
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)
         assert fetched(f"{web.url}/clip.mp4", **OPEN) == CLIP and proxy.requests == []
+
+
+def test_an_https_server_must_be_who_it_says(tmp_path, monkeypatch):
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=public.test"
+    )
+    command += f" -addext subjectAltName=DNS:public.test -keyout {key} -out {certificate}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with web_server({"/clip.mp4": CLIP}) as web:
+        web.socket = context.wrap_socket(web.socket, server_side=True)
+        names = Names(monkeypatch, web)
+        names.answers |= {"public.test": [PUBLIC], "other.test": [PUBLIC]}
+        assert "CERTIFICATE_VERIFY_FAILED" in refusal("https://public.test/clip.mp4", **ANYWHERE)[1]
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert fetched("https://public.test/clip.mp4", **ANYWHERE) == CLIP
+        assert "CERTIFICATE_VERIFY_FAILED" in refusal("https://other.test/clip.mp4", **ANYWHERE)[1]
+        assert web.requests == ["/clip.mp4"]
 
 
 def drip(handler, pieces) -> None:

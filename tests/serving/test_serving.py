@@ -267,6 +267,8 @@ MALFORMED = {
     "temperature": b'{"model": "panda", "temperature": 3, "messages": [{"role": "user", "content": "?"}]}',
     "many stops": b'{"model": "panda", "stop": ["1", "2", "3", "4", "5"], "messages": '
     b'[{"role": "user", "content": "?"}]}',
+    "faults without number": b'{"model": "panda", "messages": [' + b"{}," * 400_000 + b"{}]}",
+    "a long name": b'{"model": "panda", "' + b"x" * 10**6 + b'": 1, "messages": [{"role": "user", "content": "?"}]}',
     "an empty stop": b'{"model": "panda", "stop": "", "messages": [{"role": "user", "content": "?"}]}',
 }
 
@@ -276,7 +278,7 @@ def test_a_malformed_request_is_a_400_in_the_form_of_openai(name, server):
     status, answer = server.post(MALFORMED[name])
     assert status == 400
     assert answer["error"].keys() == {"message", "type", "param", "code"} and answer["error"]["message"]
-    assert answer["error"]["type"] == "invalid_request_error"
+    assert answer["error"]["type"] == "invalid_request_error" and len(json.dumps(answer)) < 1000
 
 
 def test_other_paths_models_and_kinds_of_content_are_refused(server):

@@ -151,7 +151,10 @@ class Job:
         fetched = [self._run(self.engine.fetching, self._fetch, download) for download in self.downloads]
         files = iter(await asyncio.gather(*fetched))
         opened = [next(files) if isinstance(media, Download) else media for media in opened]
-        return await self._run(self.engine.decoding, self.engine.prepare, self.asked, opened)
+        inputs = await self._run(self.engine.decoding, self.engine.prepare, self.asked, opened)
+        self.closing.close()
+        self.asked.messages.clear()  # a long answer need not keep its videos
+        return inputs
 
     def _open(self) -> list:
         opened = []

@@ -15,6 +15,9 @@ from .network import Download
 from .settings import NO_FILES, ServerSettings
 
 
+LONGEST_PATH = 4096
+
+
 class Media(io.BufferedReader):
     """An open file. Its `name` is what the request called it."""
 
@@ -72,7 +75,7 @@ def open_local(path: str, settings: ServerSettings) -> Media:
     if settings.allowed_local_media_path is None:
         raise refused("this server reads no local files (its operator allows a folder by --allowed-local-media-path).")
     outside = refused(f"{path[:200]!r} is not a file in the folder that this server's operator allows.")
-    if "\0" in path or not path or ".." in path.split("/"):
+    if not 0 < len(path) <= LONGEST_PATH or "\0" in path or ".." in path.split("/"):
         raise outside
     root = os.path.realpath(settings.allowed_local_media_path)
     try:

@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from .errors import RequestError, too_large
 from .settings import ServerSettings
@@ -103,7 +103,7 @@ Part = Annotated[TextPart | ImageUrlPart | ImagePart | VideoUrlPart | VideoPart,
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[Part], Field(max_length=1000)]
+    content: Annotated[list[Part], FailFast(), Field(max_length=1000)]
     name: str | None = None
 
     @model_validator(mode="before")
@@ -121,7 +121,7 @@ class StreamOptions(Strict):
 
 class ChatRequest(Strict):
     model: str
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
+    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=1000)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -192,7 +192,7 @@ def no_number(name: str):
 def described(error: ValidationError) -> RequestError:
     """The first fault, with the name of its field."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    param = ".".join(map(str, first["loc"])) or None
+    param = ".".join(map(str, first["loc"]))[:200] or None
     if first["type"] == "extra_forbidden":
         return RequestError(400, f"{param} is not supported by this server.", param, "unsupported_parameter")
-    return RequestError(400, f"{param or 'the request'}: {first['msg']}.", param)
+    return RequestError(400, f"{param or 'the request'}: {first['msg'][:500]}.", param)

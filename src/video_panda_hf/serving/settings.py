@@ -83,7 +83,6 @@ class ServerSettings:
     def processor_settings(self, media: int) -> dict[str, Any]:
         """How the processor decodes the videos and pictures of a request that has `media` of them."""
         limits = DecodeLimits(
-            max_side=max(self.max_pixels // 1024, 4096),
             max_pixels=self.max_pixels,
             max_frames=self.max_frames,
             max_output_bytes=2**30,
