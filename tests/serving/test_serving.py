@@ -48,10 +48,8 @@ def text_of(answer: dict) -> str:
     return answer["choices"][0]["message"]["content"]
 
 
-def expected(messages: list, **settings) -> tuple[str, int, int]:
-    """The answer of `generate`, and the tokens of prompt and answer. Its videos are given in `messages` as files."""
-    model, processor = shipped()
-    inputs = processor.apply_chat_template(
+def inputs_of(messages: list, **settings):
+    return shipped()[1].apply_chat_template(
         messages,
         add_generation_prompt=True,
         tokenize=True,
@@ -59,8 +57,14 @@ def expected(messages: list, **settings) -> tuple[str, int, int]:
         return_tensors="pt",
         processor_kwargs=settings,
     )
+
+
+def expected(messages: list) -> tuple[str, int, int]:
+    """The answer of `generate`, and the tokens of prompt and answer. Its videos are given in `messages` as files."""
+    model, processor = shipped()
+    inputs = inputs_of(messages)
     length = inputs["input_ids"].shape[1]
-    ids = model.generate(**inputs, max_new_tokens=24, do_sample=False)[0, length:]
+    ids = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, length:]
     return processor.decode(ids, skip_special_tokens=True).strip(), length, len(ids)
 
 
@@ -112,13 +116,13 @@ def conversations(tmp_path) -> dict[str, tuple[list, list]]:
 def test_answers_are_those_of_generate_streamed_or_not(server, tmp_path):
     for name, (messages, here) in conversations(tmp_path).items():
         words, prompt_tokens, tokens = expected(here)
-        status, answer = server.post({"model": MODEL, "messages": messages, "max_tokens": 24})
+        status, answer = server.post({"model": MODEL, "messages": messages, "max_tokens": 12})
         assert (status, text_of(answer)) == (200, words), name
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens}
         assert answer["usage"] == {**usage, "total_tokens": prompt_tokens + tokens}
         assert answer["object"] == "chat.completion" and answer["model"] == MODEL
 
-        events = stream(server, messages=messages, stream_options={"include_usage": True}, max_tokens=24)
+        events = stream(server, messages=messages, stream_options={"include_usage": True}, max_tokens=12)
         assert "".join(e["choices"][0]["delta"].get("content", "") for e in events if e["choices"]) == words
         assert events[-1]["usage"] == answer["usage"] and events[-1]["choices"] == []
         assert events[-2]["choices"][0]["finish_reason"] == answer["choices"][0]["finish_reason"]
@@ -165,14 +169,14 @@ def test_the_client_of_openai_can_ask_it():
 
 def test_a_seed_gives_one_answer_and_sampling_gives_many(server):
     def sampled(seed, **fields):
-        status, answer = server.ask("Hello?", max_tokens=8, seed=seed, **fields)
+        status, answer = server.ask("Hello?", max_tokens=4, seed=seed, **fields)
         assert status == 200
         return text_of(answer)
 
-    first = [sampled(seed, temperature=2) for seed in range(4)]
-    assert first == [sampled(seed, temperature=2.0) for seed in range(4)] and len(set(first)) > 1
+    first = [sampled(seed, temperature=2) for seed in range(3)]
+    assert first == [sampled(seed, temperature=2.0) for seed in range(3)] and len(set(first)) > 1
     greedy = sampled(0, temperature=0)
-    assert {sampled(seed, temperature=2, top_p=1e-6) for seed in range(3)} == {greedy}
+    assert {sampled(seed, temperature=2, top_p=1e-6) for seed in range(2)} == {greedy}
 
 
 def test_an_answer_ends_at_a_stop_or_at_the_longest_length(server):
@@ -198,7 +202,7 @@ def test_a_request_may_choose_frames_and_nothing_else(server):
         return answer["usage"]["prompt_tokens"]
 
     for settings in ({"num_frames": 4}, {"num_frames": 16}, {"fps": 4}, {"fps": 8, "max_frames": 12}):
-        _, length, _ = expected([{"role": "user", "content": content}], **settings)
+        length = inputs_of([{"role": "user", "content": content}], **settings)["input_ids"].shape[1]
         assert prompt_tokens(settings) == prompt_tokens({}, mm_processor_kwargs=settings) == length
     assert prompt_tokens({"num_frames": 4}, mm_processor_kwargs={"fps": 2, "max_frames": 8}) == prompt_tokens(
         {"num_frames": 4}
@@ -336,7 +340,6 @@ def test_videos_sampled_by_rate_share_the_frames_of_a_request():
         return answer["usage"]["prompt_tokens"]
 
     # 22 frames in 2.75 s
-    assert frames(16, {"fps": 8}) == frames(16, {"num_frames": 16})
     assert frames(28, {"fps": 8}, {"num_frames": 16}) == frames(28, {"num_frames": 12}, {"num_frames": 16})
     assert frames(16, {"fps": 8}, {"fps": 8}) == frames(16, {"num_frames": 8}, {"num_frames": 8})
 
@@ -459,20 +462,17 @@ def test_pages_of_others_may_ask_only_where_they_are_allowed(server):
 
 
 def test_twenty_requests_at_once_get_each_their_own_answer(server):
-    words = {
-        "red": "A red circle moves to the left.",
-        "green": "A green square moves to the right.",
-        "blue": "A blue cross moves upwards.",
-    }
-    colours = [list(words)[number % 3] for number in range(20)]
+    colours = [("red", "green", "blue")[number % 3] for number in range(20)]
 
     def ask(colour):
         source = data_url(CLIPS[colour].read_bytes()) if colour == "blue" else CLIPS[colour]
-        return server.ask(video(source), DESCRIBE)
+        return server.ask(video(source), COLOUR)
 
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(ask, colours))
-    assert [(status, text_of(answer)) for status, answer in answers] == [(200, words[colour]) for colour in colours]
+    assert [(status, text_of(answer)) for status, answer in answers] == [
+        (200, f"It is {colour}.") for colour in colours
+    ]
     assert server.wait_until(lambda: not server.engine.jobs)
 
 
