@@ -61,9 +61,9 @@ class Asked:
 
     def wait_until(self, holds, seconds: float = 5) -> bool:
         end = time.monotonic() + seconds
-        while not holds() and time.monotonic() < end:
+        while not (held := holds()) and time.monotonic() < end:
             time.sleep(0.01)
-        return holds()
+        return held
 
 
 def request_of(*content, **fields) -> dict:

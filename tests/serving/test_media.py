@@ -249,7 +249,7 @@ def test_no_spelling_of_a_private_address_is_connected_to():
 def test_public_addresses_are_told_from_others():
     for address in ("8.8.8.8", "1.1.1.1", PUBLIC, "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"):
         assert network.is_public(address), address
-    for address in ("127.0.0.2", "172.16.0.1", "192.0.2.1", "198.18.0.1", "240.0.0.1", "255.255.255.255", "fec0::1"):
+    for address in ("127.0.0.2", "172.16.0.1", "192.0.2.1", "198.18.0.1", "240.0.0.1", "fec0::1", "64:ff9b:1::7f00:1"):
         assert not network.is_public(address), address
 
 

@@ -522,6 +522,24 @@ def test_slow_addresses_stop_neither_health_nor_other_requests():
             done.set()
 
 
+def test_the_end_of_the_server_ends_answers_that_would_take_long(monkeypatch, caplog):
+    from video_panda_hf.serving import app
+
+    model, _ = shipped()
+    monkeypatch.setattr(model.generation_config, "min_new_tokens", 900)
+    monkeypatch.setattr(app, "SHUTDOWN_SECONDS", 0.2)
+    with serving() as server:
+        begun = [server.begin("Hello?", max_tokens=1000, stream=stream_it) for stream_it in (True, False, False)]
+        assert server.wait_until(lambda: len(server.engine.jobs) == 3)
+        leaving = time.monotonic()
+    assert time.monotonic() - leaving < 2 and not server.engine.jobs and not caplog.records
+    for sock in begun:
+        answer = sock.makefile("rb").read()
+        assert b"the request was stopped" in answer
+        assert answer.startswith(b"HTTP/1.1 503" if sock is not begun[0] else b"HTTP/1.1 200")
+        sock.close()
+
+
 # Faults
 
 
@@ -557,6 +575,12 @@ def test_a_large_picture_or_a_broken_file_is_told_by_the_decoder(server, tmp_pat
         status, answer = server.ask(video(data_url(content)), "?")
         assert (status, answer["error"]["code"]) == (400, "unreadable_media"), content[:20]
         assert words in answer["error"]["message"]
+
+
+def test_decoding_that_takes_too_long_is_above_a_limit():
+    with serving(max_media_seconds=1e-4) as server:
+        status, answer = server.ask(video(RED), "?")
+    assert status == 413 and "the work in seconds" in answer["error"]["message"]
 
 
 def test_a_processor_without_a_template_is_told_at_the_start():

@@ -121,7 +121,15 @@ def run(app: FastAPI, sock: socket.socket, log_level: str = "warning") -> None:
     new_server(app, log_level).run(sockets=[sock])
 
 
-def new_server(app: FastAPI, log_level: str = "warning") -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """Gives answers that have begun some time to end once the server is told to."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(SHUTDOWN_SECONDS, self.config.app.state.engine.close)
+        await super().shutdown(sockets)
+
+
+def new_server(app: FastAPI, log_level: str = "warning") -> Server:
     config = uvicorn.Config(
         app,
         http="h11",
@@ -131,9 +139,9 @@ def new_server(app: FastAPI, log_level: str = "warning") -> uvicorn.Server:
         log_level=log_level,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS + 5,
     )
-    return uvicorn.Server(config)
+    return Server(config)
 
 
 class Gate:

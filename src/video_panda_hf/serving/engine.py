@@ -138,7 +138,7 @@ class Job:
 
     def __init__(self, engine: Engine, asked: ChatRequest):
         self.engine, self.asked = engine, asked
-        self.done = threading.Event()
+        self.done, self.is_stopped = threading.Event(), False  # the former also at a stop of the answer
         self.downloads: list[Download] = []
         self.running: dict[Future, asyncio.Future] = {}
         self.closing = ExitStack()
@@ -178,12 +178,14 @@ class Job:
             with suppress(RuntimeError):  # the loop is closed: the server was told to stop at once
                 loop.call_soon_threadsafe(send, text)
 
-        return await self._run(
-            self.engine.generating, self.engine.generate, self.asked, inputs, from_thread, self.done
-        )
+        work = self.engine.generate
+        answer = await self._run(self.engine.generating, work, self.asked, inputs, from_thread, self.done)
+        if self.is_stopped:
+            raise STOPPED
+        return answer
 
     async def _run(self, pool: ThreadPoolExecutor, work: Callable, *arguments):
-        if self.done.is_set():
+        if self.is_stopped:
             raise STOPPED
         future = pool.submit(work, *arguments)
         self.running[future] = asyncio.wrap_future(future)
@@ -196,6 +198,7 @@ class Job:
 
     def stop(self) -> None:
         """Begins nothing more, and ends downloads and generation."""
+        self.is_stopped = True
         self.done.set()
         for download in self.downloads:
             download.stop()

@@ -21,7 +21,7 @@ MOST_REDIRECTS = 5
 REDIRECTS = {301, 302, 303, 307, 308}
 LONGEST_URL = 8192
 DEFAULT_PORTS = {"http": 80, "https": 443}
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
+NAT64, LOCAL_NAT64 = ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48")
 SAFE = "/%:@!$&'()*+,;=~-._?[]"  # characters of a path and query that stay as they are
 
 
@@ -34,7 +34,7 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-        if found.is_site_local:
+        if found.is_site_local or found in LOCAL_NAT64:
             return False
     return found.is_global and not (
         found.is_multicast or found.is_reserved or found.is_private or found.is_unspecified

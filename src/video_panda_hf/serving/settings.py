@@ -81,7 +81,7 @@ class ServerSettings:
             raise ValueError(f"{folder!r} is a folder of the system and holds no media")
 
     def processor_settings(self, media: int) -> dict[str, Any]:
-        """How the processor decodes the videos and pictures of a request that has `media` of them."""
+        """How the processor decodes a request's videos and pictures, which are `media`. Nothing else says so."""
         limits = DecodeLimits(
             max_pixels=self.max_pixels,
             max_frames=self.max_frames,
