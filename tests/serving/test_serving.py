@@ -207,6 +207,7 @@ def test_a_request_may_choose_frames_and_nothing_else(server):
     assert prompt_tokens({"num_frames": 4}, mm_processor_kwargs={"fps": 2, "max_frames": 8}) == prompt_tokens(
         {"num_frames": 4}
     )
+    assert prompt_tokens({"fps": 8}, mm_processor_kwargs={"fps": 2, "max_frames": 12}) == length
     for settings, words in (({"num_frames": 3}, "multiple of 4"), ({"num_frames": 4, "fps": 1}, "mutually exclusive")):
         status, answer = server.ask(video(RED, **settings), DESCRIBE)
         assert status == 400 and words in answer["error"]["message"]
@@ -591,3 +592,17 @@ def test_a_processor_without_a_template_is_told_at_the_start():
             create_app(model, processor, ServerSettings(MODEL))
     finally:
         processor.chat_template = template
+
+
+def test_a_checkpoint_that_samples_by_rate_keeps_to_the_limit(monkeypatch):
+    video_processor = shipped()[1].video_processor
+    monkeypatch.setattr(video_processor, "num_frames", None)
+    monkeypatch.setattr(video_processor, "fps", 8)
+    content = [{"type": "video", "path": str(CLIPS["red"])}, {"type": "text", "text": DESCRIBE}]
+    for limit, most, frames in ((16, None, 16), (64, None, 24), (64, 12, 12)):
+        monkeypatch.setattr(video_processor, "max_frames", most)
+        wanted = inputs_of([{"role": "user", "content": content}], num_frames=frames)["input_ids"].shape[1]
+        with serving(max_frames=limit) as server:
+            for settings in ({}, {"max_frames": frames}):
+                status, answer = server.ask(video(RED, **settings), DESCRIBE, max_tokens=1)
+                assert (status, answer.get("usage", answer)["prompt_tokens"]) == (200, wanted)

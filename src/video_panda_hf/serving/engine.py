@@ -217,28 +217,29 @@ def frames_of(asked: ChatRequest, settings: ServerSettings, video_processor) -> 
     """For each video and picture of a request, its frame settings, all together within `max_frames`."""
     clip, chosen, counts, open_ended = video_processor.frames_per_clip, [], [], []
     for part in asked.media:
-        own = {} if part.type.startswith("image") else part.frames
-        given = {} if part.type.startswith("image") else {**asked.mm_processor_kwargs.frames}
-        if "num_frames" in own or "fps" in own:
-            given = {}
-        given |= own
-        by_rate = "fps" in given or (video_processor.fps is not None and "num_frames" not in given)
         if part.type.startswith("image"):
+            chosen.append({})
             counts.append(1)
-        elif not by_rate:
-            counts.append(given.get("num_frames") or video_processor.num_frames)
-        elif (most := given.get("max_frames") or video_processor.max_frames) is not None:
-            counts.append(most)
-        else:
-            open_ended.append(given)
-            counts.append(clip)
+            continue
+        own, given = part.frames, asked.mm_processor_kwargs.frames
+        if "num_frames" in own:
+            given = {}
+        elif "fps" in own:
+            given.pop("num_frames", None)
+        given |= own
         chosen.append(given)
-    if open_ended:
-        share = clip + (settings.max_frames - sum(counts)) // len(open_ended) // clip * clip
-        for given in open_ended:
-            given["max_frames"] = max(clip, share)
+        if "num_frames" in given or ("fps" not in given and video_processor.fps is None):
+            counts.append(given.get("num_frames") or video_processor.num_frames)
+        elif "max_frames" in given:
+            counts.append(given["max_frames"])
+        else:
+            counts.append(clip)
+            open_ended.append(given)
     if sum(counts) > settings.max_frames:
         raise too_large("the number of frames of all its videos", sum(counts), settings.max_frames, "messages")
+    for given in open_ended:
+        share = clip + (settings.max_frames - sum(counts)) // len(open_ended) // clip * clip
+        given["max_frames"] = min(share, video_processor.max_frames or share)
     return chosen
 
 
