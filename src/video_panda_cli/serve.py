@@ -22,7 +22,7 @@ LIMITS = {
     "max-requests": (32, "requests that are answered or wait at a time; more get status 503"),
     "max-request-bytes": (64 * 2**20, "size of a request, data URLs included"),
     "max-media": (8, "videos and pictures of a request"),
-    "max-media-bytes": (256 * 2**20, "size of one video or picture"),
+    "max-media-bytes": (256 * 2**20, "size of one video or picture, and of all that are fetched for a request"),
     "max-media-seconds": (30.0, "seconds to fetch a request's videos, and then to decode them"),
     "max-pixels": (4096 * 2304, "pixels of a frame"),
     "max-frames": (128, "frames of all videos of a request that the model sees"),

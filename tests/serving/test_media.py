@@ -417,6 +417,11 @@ def test_a_download_is_complete_and_has_a_limit_of_size():
         status, message = refusal(f"{web.url}/short", **OPEN)
         assert status == 400 and "closed the connection after 600 bytes" in message
         assert refusal(f"{web.url}/strange", **OPEN)[0] == refusal(f"{web.url}/empty", **OPEN)[0] == 400
+        web.files["/clip.mp4"] = CLIP
+        with serving(max_media_bytes=int(len(CLIP) * 2.5), **OPEN) as server:
+            for count, status in ((2, 200), (3, 413)):
+                asked = server.ask(*[video(f"{web.url}/clip.mp4")] * count, "Describe the video.", max_tokens=1)
+                assert asked[0] == status
     assert len(sent) < 1000
     assert refusal(f"{web.url}/gone", **OPEN)[0] == 400  # nobody listens any more
 

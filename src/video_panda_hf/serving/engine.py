@@ -148,6 +148,8 @@ class Job:
         """The inputs of the model: opens, fetches and decodes what the request names."""
         opened = await self._run(self.engine.fetching, self._open)
         self.downloads = [media for media in opened if isinstance(media, Download)]
+        for download in self.downloads:
+            download.together = self.downloads
         fetched = [self._run(self.engine.fetching, self._fetch, download) for download in self.downloads]
         files = iter(await asyncio.gather(*fetched))
         opened = [next(files) if isinstance(media, Download) else media for media in opened]
@@ -187,7 +189,10 @@ class Job:
     async def _run(self, pool: ThreadPoolExecutor, work: Callable, *arguments):
         if self.is_stopped:
             raise STOPPED
-        future = pool.submit(work, *arguments)
+        try:
+            future = pool.submit(work, *arguments)
+        except RuntimeError:  # the server is ending
+            raise STOPPED from None
         self.running[future] = asyncio.wrap_future(future)
         try:
             return await asyncio.shield(self.running[future])

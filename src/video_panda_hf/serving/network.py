@@ -65,7 +65,8 @@ class Download:
 
     * A host must be in `allowed_media_domains`, and so must the host of each redirect.
     * All addresses of a host are checked. The connection goes to a checked address; the name is not looked up again.
-    * The whole download, headers included, takes at most `max_media_seconds` and `max_media_bytes`.
+    * The whole download, headers included, takes at most `max_media_seconds`.
+    * The downloads of a request, which `together` has, take at most `max_media_bytes`.
     * No proxy of the environment is used: it would look up the name itself.
 
     `stop()` ends it from another thread.
@@ -76,12 +77,14 @@ class Download:
         self.end = 0.0
         self.is_over = False
         self.socket: socket.socket | None = None
+        self.size = 0
+        self.together = [self]
 
     def stop(self) -> None:
         self.is_over = True
-        if self.socket is not None:
+        if (sock := self.socket) is not None:
             with suppress(OSError):  # of the plain socket, also below TLS: a read of another thread then ends
-                socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def run(self) -> io.FileIO:
         """The file at its start, without a name on the disk.
@@ -183,20 +186,20 @@ class Download:
         return max(0.001, self.end - time.monotonic())
 
     def _receive(self, response: http.client.HTTPResponse) -> io.FileIO:
-        limit, declared, size = self.settings.max_media_bytes, response.length, 0
+        limit, declared = self.settings.max_media_bytes, response.length
         if declared is not None and declared > limit:
             raise too_large(f"{self.url!r}: its size in bytes", declared, limit)
         file = tempfile.TemporaryFile(buffering=0)
         try:
             while part := response.read1(2**18):
-                size += len(part)
-                if size > limit:
-                    raise too_large(f"{self.url!r}: its size in bytes is at least", size, limit)
+                self.size += len(part)
+                if (size := sum(download.size for download in self.together)) > limit:
+                    raise too_large("the size in bytes of what was fetched is at least", size, limit)
                 file.write(part)
                 if self.is_over:
                     raise TimeoutError
-            if self.is_over or (declared is not None and size < declared):
-                raise ValueError(f"it closed the connection after {size} bytes")
+            if self.is_over or (declared is not None and self.size < declared):
+                raise ValueError(f"it closed the connection after {self.size} bytes")
             file.seek(0)
             return file
         except BaseException:

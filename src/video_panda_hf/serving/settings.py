@@ -37,7 +37,7 @@ class ServerSettings:
         max_media (`int`, *optional*, defaults to 8):
             Videos and pictures of a request.
         max_media_bytes (`int`, *optional*, defaults to 256 MiB):
-            Size of one video or picture.
+            Size of one video or picture, and of all that are fetched for a request.
         max_media_seconds (`float`, *optional*, defaults to 30.0):
             Time to fetch the videos and pictures of a request, and then to decode them.
         max_pixels (`int`, *optional*, defaults to 4096 · 2304):
