@@ -54,6 +54,13 @@ def add_parser(commands) -> None:
     )
     add_names(who, "--allowed-host", "NAME", "names in the Host header, besides localhost and the address itself")
     add_names(who, "--allowed-origin", "ORIGIN", "web pages whose scripts may ask, such as https://example.com")
+    who.add_argument(
+        "--enable-cors",
+        dest="allowed_origin",
+        action="append_const",
+        const="*",
+        help="the same as --allowed-origin '*': every web page",
+    )
     media = parser.add_argument_group("what a request may name, besides data URLs")
     media.add_argument("--allowed-local-media-path", metavar="DIR", help="files in this folder")
     add_names(media, "--allowed-media-domains", "HOST", "URLs on these hosts; * is every public address")
@@ -86,6 +93,7 @@ def serve(options: argparse.Namespace) -> int:
     if any(importlib.util.find_spec(package) is None for package in ("fastapi", "uvicorn")):
         raise ValueError('a server needs more packages: pip install "video-panda-hf[serve]"')
     common.check_model(options.model)
+    options.device = None if options.device == "auto" else options.device
     key = options.api_key or os.environ.get(KEY_VARIABLE) or None
     with listening_at(options.host, options.port) as sock:
         processor, load_model = common.load_processor(options)

@@ -54,6 +54,11 @@ def test_options_become_settings(monkeypatch, tmp_path, capsys):
     assert "anybody who reaches 0.0.0.0 may ask: set VIDEO_PANDA_API_KEY" in capsys.readouterr().err
 
 
+def test_options_of_before_still_work(monkeypatch):
+    settings, address, _ = served("--host", "localhost", "--device", "auto", "--enable-cors", monkeypatch=monkeypatch)
+    assert settings.allowed_origins == ("*",) and address[0] in ("127.0.0.1", "::1")
+
+
 def test_the_key_comes_from_the_environment_or_the_option(monkeypatch):
     monkeypatch.setenv("VIDEO_PANDA_API_KEY", "from outside")
     assert served(monkeypatch=monkeypatch)[0].api_key == "from outside"
