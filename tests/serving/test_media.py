@@ -153,6 +153,12 @@ def test_a_link_that_is_put_in_place_meanwhile_is_not_followed(folder, monkeypat
         with pytest.raises(RequestError) as refused:
             media.open_media(name, settings)
         assert refused.value.status in (400, 403) and "cannot be read" not in refused.value.message
+    # As if it had been a link only after it was looked at
+    stat = os.stat
+    monkeypatch.setattr(media.os, "stat", lambda path, *, dir_fd=None, follow_symlinks=True: stat(path, dir_fd=dir_fd))
+    with pytest.raises(RequestError) as refused:
+        media.open_media("link_out.mp4", settings)
+    assert refused.value.status == 403
     with media.open_media("clip.mp4", settings) as file:
         assert file.read() == CLIP and file.name == "clip.mp4"
 
