@@ -47,7 +47,7 @@ AutoModelForMultimodalLM.register(VideoPandaConfig, VideoPandaForConditionalGene
 AutoProcessor.register(VideoPandaConfig, VideoPandaProcessor, exist_ok=True)
 AutoVideoProcessor.register(VideoPandaConfig, VideoPandaVideoProcessor, exist_ok=True)
 register_code()
-# Where `transformers serve` looks for what it can load and show videos to; registering adds nothing here.
+# Where pipelines look for what they support; registering adds nothing here.
 for names in (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES):
     names["video_panda"] = VideoPandaForConditionalGeneration.__name__
 

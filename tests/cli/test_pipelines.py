@@ -1,7 +1,10 @@
-"""Pipelines, and `transformers serve`: questions about videos in chat format, answered by the shipped model."""
+"""Pipelines, and `video-panda serve`: questions about videos in chat format, answered by the shipped model."""
 
 import base64
 import json
+import os
+import shutil
+import signal
 import socket
 import urllib.error
 import urllib.request
@@ -105,20 +108,22 @@ def test_a_wish_for_the_sound_of_a_video_changes_nothing():
 
 @pytest.fixture
 def server(forks, tmp_path):
-    """`transformers serve` on a free port of this machine; its address."""
-    for package in ("fastapi", "uvicorn", "openai"):
-        pytest.importorskip(package, reason="needs transformers[serving]")
+    """`video-panda serve` on a free port of this machine, with the files of the test's folder; its address."""
+    for package in ("fastapi", "uvicorn"):
+        pytest.importorskip(package, reason="needs the extra serve")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"http://localhost:{free.getsockname()[1]}"
-    command = ["-m", "video_panda_hf.cli", "serve", SHIPPED_MODEL, "--port", address.rsplit(":", 1)[1]]
-    forks.start([*command, "--device", "cpu"], stdout=tmp_path / "log", stderr=tmp_path / "log")
+    command = ["-m", "video_panda_hf.cli", "serve", SHIPPED_MODEL, "--host", "localhost"]
+    command += ["--port", address.rsplit(":", 1)[1], "--device", "cpu", "--allowed-local-media-path", tmp_path]
+    process = forks.start(command, stdout=tmp_path / "log", stderr=tmp_path / "log")
     for _ in range(600):
         if forks.status(timeout=0.1) is not None or is_up(address):
             break
     assert is_up(address), (tmp_path / "log").read_text()
     yield address
-    forks.end()
+    os.kill(process, signal.SIGINT)
+    assert forks.status(timeout=20) == 130 and "Traceback" not in (tmp_path / "log").read_text()
 
 
 def is_up(address: str) -> bool:
@@ -146,8 +151,9 @@ def test_the_server_answers_about_a_video(server, tmp_path):
             "It is red.",
             "They are red.",
         )
-    data = base64.b64encode(Path(CLIPS["red"]).read_bytes()).decode()
-    for url in (CLIPS["red"], f"data:video/mp4;base64,{data}"):
+    clip = str(shutil.copy(CLIPS["red"], tmp_path))
+    data = base64.b64encode(Path(clip).read_bytes()).decode()
+    for url in (clip, f"data:video/mp4;base64,{data}"):
         video = {"type": "video_url", "video_url": {"url": url}}
         assert "red" in text(ask(video, {"type": "text", "text": "<video> and <row>: describe the video."}))
         answer = ask(video, QUESTION)

@@ -7,6 +7,7 @@ from .modeling_video_panda import (
     VideoPandaForConditionalGeneration,
     VideoPandaModel,
     VideoPandaProjector,
+    context_length,
     labels_after,
 )
 from .modeling_video_panda_vision import VideoPandaPreTrainedModel, VideoPandaVisionModel
@@ -21,6 +22,7 @@ __all__ = [
     "VideoPandaProjector",
     "VideoPandaVisionConfig",
     "VideoPandaVisionModel",
+    "context_length",
     "enumerate_parts",
     "labels_after",
     "lay_out",
