@@ -20,7 +20,7 @@ def sampled_frames(processor, video, rate: float | None, sampling: dict) -> tupl
     if isinstance(video, Mapping):
         own = {name: video[name] for name in SAMPLING if video.get(name) is not None}
         if own.keys() & {"num_frames", "fps"}:
-            sampling = {name: None for name in SAMPLING}
+            sampling = dict.fromkeys(SAMPLING)
         sampling = {**sampling, **own}
         video = {name: value for name, value in video.items() if name not in SAMPLING}
 

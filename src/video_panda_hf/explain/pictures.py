@@ -31,7 +31,7 @@ def coloured(values: np.ndarray) -> np.ndarray:
 
 
 def overlay(frames: np.ndarray, heat: np.ndarray, height: int = HEIGHT) -> list[Image.Image]:
-    """Frames (T, height, width, 3) with a map (T, rows, columns) on each: grey where it is low, coloured where high."""
+    """Frames (T, height, width, 3) with a map (T, rows, columns) on each: grey where it is low, bright where high."""
     size = size_of(frames, height)
     heat = heat / max(float(heat.max()), np.finfo(np.float32).tiny)
     pictures = []

@@ -36,9 +36,7 @@ def encode(model, inputs):
     hook = stab.fusion.register_forward_pre_hook(note)
     try:
         pixels = inputs["pixel_values_videos"].to(model.device)
-        encoded = model.get_video_features(
-            pixels, inputs["video_grid_thw"], output_attentions=True, return_dict=True
-        )
+        encoded = model.get_video_features(pixels, inputs["video_grid_thw"], output_attentions=True, return_dict=True)
     finally:
         hook.remove()
 
