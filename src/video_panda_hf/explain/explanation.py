@@ -132,9 +132,13 @@ class Explanation:
         """
         pictures.save(self, file, self.maps if maps is None else maps, seconds_per_frame)
 
+    def sheet(self, maps: list[str] | None = None) -> Image.Image:
+        """One picture with all frames side by side and a row for each map, as `save` writes it to a `.png`."""
+        return pictures.sheet(self, self.maps if maps is None else maps)
+
     def show(self, maps: list[str] | None = None) -> None:
         """Shows all frames with the maps: in a notebook below the cell, else in a window."""
-        pictures.show(pictures.sheet(self, self.maps if maps is None else maps))
+        pictures.show(self.sheet(maps))
 
 
 def explain(
