@@ -67,7 +67,7 @@ def test_a_visitor_asks_twice_sees_an_explanation_and_an_error(asked, tmp_path):
 
     page.get_by_role("tab", name="What it looked at").click()
     page.get_by_role("button", name="Explain", exact=True).click()
-    explanation = page.get_by_test_id("image").locator("img").last
+    explanation = page.locator("#explanation img").first
     explanation.wait_for()
     assert explanation.evaluate("image => image.naturalWidth") > 300
     waits_for(page, "It is red.")

@@ -40,7 +40,7 @@ def ask(client, question, history=(), clip=RED, picture=None, frames=8, start=No
 
 
 def said(chat) -> list[dict]:
-    return [{"role": role, "content": text} for role, text in chat]
+    return [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in chat]
 
 
 def test_answers_stream_and_a_second_question_goes_on(client):

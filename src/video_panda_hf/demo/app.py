@@ -142,7 +142,9 @@ def build_demo(
                         method = gr.Dropdown(list(METHODS), value="gradient", label="Map of the answer by")
                         ablation = gr.Checkbox(label="Answer also without FSRA and GSTRA")
                     show = gr.Button("Explain", variant="primary")
-                    shown = gr.Image(label="Explanation", type="pil", format="png", interactive=False)
+                    shown = gr.Image(
+                        label="Explanation", type="pil", format="png", interactive=False, elem_id="explanation"
+                    )
                     answered = gr.Markdown()
         clip = [video, picture, num_frames, start, end]
         gr.Examples(
