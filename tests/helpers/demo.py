@@ -16,8 +16,13 @@ def served(**options):
     processor = AutoProcessor.from_pretrained(SHIPPED_MODEL)
     model = AutoModelForImageTextToText.from_pretrained(SHIPPED_MODEL)
     page = build_demo(model, processor, name="the small model of moving shapes", **options)
+    settings = {"quiet": True, "share": False, "ssr_mode": False, "prevent_thread_lock": True}
     try:
-        _, address, _ = page.launch(quiet=True, share=False, ssr_mode=False, prevent_thread_lock=True)
+        try:
+            _, address, _ = page.launch(**settings)
+        except ValueError:  # on a busy machine, Gradio gives up waiting for its own first answer
+            page.close(verbose=False)
+            _, address, _ = page.launch(**settings)
         yield address
     finally:
         page.close(verbose=False)
