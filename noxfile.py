@@ -121,11 +121,13 @@ def browser(session):
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         session.skip("there is no Chromium: install it, or name it in CHROMIUM")
-    screenshot = {"DEMO_SCREENSHOT": str(Path(name).resolve()) for name in session.posargs if name.endswith(".png")}
+    environment = {"CHROMIUM": chromium}
+    for name in session.posargs:
+        environment["DEMO_SCREENSHOT"] = str(Path(name).resolve())
     with fresh_copy(session) as copy, session.chdir(copy):
         install(session, ".[test,demo]")
         install(session, "playwright>=1.50,<2")
-        session.run("pytest", "tests/demo", env={"CHROMIUM": chromium, **screenshot})
+        session.run("pytest", "tests/demo", env=environment)
 
 
 @contextmanager

@@ -59,6 +59,15 @@ def test_another_clip_begins_another_conversation(client):
     assert chat == [("user", "What colour is it?"), ("assistant", "It is green.")]
 
 
+def test_two_visitors_at_once_each_get_their_own_answer(client, address):
+    other = Client(address, verbose=False)
+    files = {client: RED, other: GREEN}
+    given = {one: ("What colour is it?", [], handle_file(file), None, 8, None, None) for one, file in files.items()}
+    jobs = [one.submit(*arguments, api_name="/ask") for one, arguments in given.items()]
+    answers = [job.result()[0][-1]["content"][0]["text"] for job in jobs]
+    assert answers == ["It is red.", "It is green."]
+
+
 def test_visitors_do_not_share_a_conversation(client, address):
     ask(client, "What colour is it?")
     other = Client(address, verbose=False)

@@ -117,9 +117,9 @@ def build_demo(
             with gr.Column(scale=1):
                 with gr.Tab("Clip"):
                     # With sound, because Gradio would otherwise run FFmpeg on the file before we have looked at it.
-                    video = gr.Video(label="Clip", sources=["upload", "webcam"], include_audio=True)
+                    video = gr.Video(label="Clip", sources=["upload", "webcam"], include_audio=True, height=320)
                 with gr.Tab("Picture"):
-                    picture = gr.Image(label="Picture", sources=["upload", "webcam"], type="filepath")
+                    picture = gr.Image(label="Picture", sources=["upload", "webcam"], type="filepath", height=320)
                     # Gradio does not open it: what is wrong with it is ours to say.
                     picture.preprocess = lambda payload: payload and payload.path
                 num_frames = gr.Slider(
@@ -143,7 +143,12 @@ def build_demo(
                         ablation = gr.Checkbox(label="Answer also without FSRA and GSTRA")
                     show = gr.Button("Explain", variant="primary")
                     shown = gr.Image(
-                        label="Explanation", type="pil", format="png", interactive=False, elem_id="explanation"
+                        show_label=False,
+                        type="pil",
+                        format="png",
+                        interactive=False,
+                        buttons=["download", "fullscreen"],
+                        elem_id="explanation",
                     )
                     answered = gr.Markdown()
         clip = [video, picture, num_frames, start, end]
