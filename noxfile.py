@@ -6,6 +6,7 @@
     nox -s exchange             checkpoints between the newest and the oldest release
     nox -s compatibility        results → docs/compatibility.md
     nox -s docs                 the site of documentation, without a warning
+    nox -s browser              the demo in headless Chromium; skipped where there is none
 
 A Python that is not installed is skipped. An environment takes about 6 GB and is deleted after its cell.
 """
@@ -112,6 +113,21 @@ def docs(session):
     with fresh_copy(session) as copy, session.chdir(copy):
         install(session, ".[docs]")
         session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session(python=[matrix.OLDEST_PYTHON])
+def browser(session):
+    """The demo in headless Chromium. `-- docs/pictures/demo.png` takes the picture of the documentation."""
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        session.skip("there is no Chromium: install it, or name it in CHROMIUM")
+    environment = {"CHROMIUM": chromium}
+    for name in session.posargs:
+        environment["DEMO_SCREENSHOT"] = str(Path(name).resolve())
+    with fresh_copy(session) as copy, session.chdir(copy):
+        install(session, ".[test,demo]")
+        install(session, "playwright>=1.50,<2")
+        session.run("pytest", "tests/demo", env=environment)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
     python docs/make_pictures.py
 
 `answer.gif` shows a clip that ships with the package beside the answer that the shipped model gives now.
-`architecture.svg` shows the model.
+`explain.gif` is what `video-panda explain` makes of another clip. `architecture.svg` shows the model.
 """
 
 from pathlib import Path
@@ -13,12 +13,14 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import pipeline
 
 from video_panda_hf import SHIPPED_CLIPS, SHIPPED_MODEL
+from video_panda_hf.cli import main as video_panda
 from video_panda_hf.decoding import decode_video
 
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
 CLIP = SHIPPED_CLIPS / "red_circle_left.mp4"
 QUESTION = "Describe the video."
+EXPLAINED = ["explain", str(SHIPPED_CLIPS / "green_square_right.mp4"), "What shape is it?", "-o"]
 
 # of answer.gif, in pixels
 CLIP_WIDTH, WIDTH, MARGIN, LINE, FONT = 168, 520, 16, 26, 18
@@ -30,6 +32,7 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     (PICTURES / "architecture.svg").write_text(architecture(), encoding="utf-8")
     save_gif(PICTURES / "answer.gif", ask(QUESTION))
+    video_panda([*EXPLAINED, str(PICTURES / "explain.gif")])
 
 
 # The model answers

@@ -100,13 +100,15 @@ QUESTIONS = {
 class Clip:
     """What a clip shows. `things` are (colour, shape), in the order in which they move.
 
-    `frames` is uint8 of shape (22, height, width, 3), or `None` before drawing."""
+    `frames` is uint8 of shape (22, height, width, 3), and `boxes` are the places of the things in it, float of shape
+    (things, 22, 4): left, top, right, bottom in pixels. Both are `None` before drawing."""
 
     kind: str
     things: tuple[tuple[str, str], ...]
     direction: str | None = None
     pace: str | None = None
     frames: np.ndarray | None = None
+    boxes: np.ndarray | None = None
 
     @property
     def description(self) -> str:
@@ -138,6 +140,7 @@ class Clip:
             direction=self.direction and opposite(self.direction),
             pace=self.pace and PACES[self.pace],
             frames=None if self.frames is None else self.frames[::-1],
+            boxes=self.boxes if self.boxes is None else self.boxes[:: -1 if self.kind == "order" else 1, ::-1],
         )
 
 
@@ -206,7 +209,7 @@ def draw(clip: Clip, rng: np.random.Generator, frames: int = FRAMES) -> Clip:
     x, y = np.meshgrid(*(np.arange(side, dtype=np.float32) + 0.5 for side in size))
     slope = sum(rng.uniform(-15, 15) * position / position.max() for position in (x, y))
     picture = rng.uniform(10, 70) + rng.uniform(-8, 8, 3).astype(np.float32) + slope[..., None]
-    video = np.repeat(picture[None], frames, 0)
+    video, boxes = np.repeat(picture[None], frames, 0), []
     for number, thing in enumerate(clip.things):
         free = cell - 2 * (radius + 1)  # how far the centre can travel
         share = 0.0 if clip.kind == "count" else rng.uniform(0.7, 0.95)  # of the possible way
@@ -219,8 +222,15 @@ def draw(clip: Clip, rng: np.random.Generator, frames: int = FRAMES) -> Clip:
         dx, dy = ((p - c[:, None, None]) / radius for p, c in zip((x, y), centres.T, strict=True))
         coverage = np.clip(0.5 - SHAPES[thing[1]](dx, dy) * radius, 0, 1)[..., None]  # a soft edge one pixel wide
         video += coverage * (tint[thing].astype(np.float32) - video)
+        boxes.append([box_of(mask[..., 0] > 0.5) for mask in coverage])
     video += rng.uniform(0, 6) * rng.standard_normal(video.shape, np.float32)
-    return replace(clip, frames=video.round().clip(0, 255).astype(np.uint8))
+    return replace(clip, frames=video.round().clip(0, 255).astype(np.uint8), boxes=np.array(boxes, dtype=float))
+
+
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what is set in a mask (height, width)."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
 def progress_in_time(clip: Clip, number: int, time: np.ndarray) -> np.ndarray:

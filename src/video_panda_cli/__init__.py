@@ -12,12 +12,12 @@ import sys
 from contextlib import suppress
 from importlib.util import find_spec
 
-from . import ask, chat, convert, eval, push, serve, watch
+from . import ask, chat, convert, demo, eval, explain, push, serve, watch
 from .options import FAILED, INTERRUPTED, WRONG_USE, WorkFailed, complain
 
 
 DESCRIPTION = "Video-Panda, the encoder-free video-language model."
-COMMANDS = (ask, chat, watch, eval, push, serve, convert)
+COMMANDS = (ask, chat, watch, explain, eval, demo, serve, push, convert)
 
 __all__ = ["build_parser", "main"]
 

@@ -28,7 +28,7 @@ statuses += [status(["--help"], convert.main), status(["--dtype", "int4", "sourc
 slow = sorted({"torch", "transformers", "av", "numpy", "video_panda_hf"} & set(sys.modules))
 print(json.dumps([statuses, slow, time.process_time() - begun]), file=sys.stderr)
 """
-COMMANDS = ("ask", "chat", "watch", "eval", "push", "serve", "convert")
+COMMANDS = ("ask", "chat", "watch", "explain", "eval", "demo", "serve", "push", "convert")
 STEPS = ("predict", "judge", "report")
 
 
