@@ -1,5 +1,7 @@
 """Video-Panda as a model of vLLM: its Transformers backend, and how prompts, pictures and videos become its inputs."""
 
+import itertools
+
 import vllm
 
 from .versions import check_version
@@ -20,6 +22,8 @@ from vllm.multimodal.processing import (
     PromptReplacement,
     PromptUpdateDetails,
 )
+
+from video_panda_hf.processing.processing_video_panda import FLATTENED
 
 from .loader import VideoPandaLoader
 
@@ -106,7 +110,9 @@ class VideoPandaMultiModalProcessor(BaseMultiModalProcessor[VideoPandaInfo]):
             if made:
                 inputs[PIXELS[modality]] = torch.cat([item["pixel_values_videos"] for item in made])
                 inputs[f"{modality}_grid_thw"] = torch.cat([item["video_grid_thw"] for item in made])
-                ids = [self._ids_of(item["text_replacement_offsets"][0][0]["replacement"]) for item in made]
+                # In a prompt, a line break or a space is before them. It matters where times are written.
+                texts = [item["text_replacement_offsets"][0][0]["replacement"] for item in made]
+                ids = [self._ids_after("\n", text) for text in texts]
                 inputs[f"{modality}_ids"] = torch.tensor(sum(ids, []))
                 inputs[f"{modality}_lengths"] = torch.tensor([len(one) for one in ids])
         return inputs
@@ -153,27 +159,44 @@ class VideoPandaMultiModalProcessor(BaseMultiModalProcessor[VideoPandaInfo]):
         return [row if modality == "image" else video]
 
     def _apply_prompt_updates(self, token_ids, mm_prompt_updates):
-        token_ids = self._with_markers_of_pictures(token_ids)
+        token_ids = self._with_markers_of_pictures(self._with_start(token_ids))
         for modality in PIXELS:
             found, given = token_ids.count(*self._marker_of(modality)), len(mm_prompt_updates.get(modality, ()))
             if found != given:
                 raise ValueError(
-                    f"the prompt has {found} <{modality}>, and there are {given} {modality}s. "
+                    f"the prompt has {found} <{modality}>, but there are {given} of them. "
                     "Served by vLLM, <image> and <video> in the text of a message are places of pictures and videos."
                 )
         return super()._apply_prompt_updates(token_ids, mm_prompt_updates)
+
+    def _with_start(self, token_ids: list[int]) -> list[int]:
+        """vLLM lets chat templates write the token that starts a text. The paper's leaves it to the tokenizer."""
+        processor, tokenizer = self.info.get_hf_processor(), self.info.get_tokenizer()
+        text = tokenizer.encode("<", add_special_tokens=False)
+        start = tokenizer.encode("<")[: -len(text)]
+        is_written = FLATTENED in (processor.chat_template or "") or token_ids[: len(start)] == start
+        return token_ids if is_written else start + token_ids
 
     def _with_markers_of_pictures(self, token_ids: list[int]) -> list[int]:
         """`<image>` becomes `<row>`, which is one token and cannot be in a prompt otherwise."""
         tokenizer, processor = self.info.get_tokenizer(), self.info.get_hf_processor()
         if processor.row_token_id in token_ids:
             raise ValueError(f"{processor.row_token} is reserved for the rows of a video's tokens")
-        text = tokenizer.decode(token_ids, skip_special_tokens=False)
-        if processor.image_token not in text:
-            return token_ids
-        if self._ids_of(text) != token_ids:
-            raise ValueError("this tokenizer does not read what it writes, so that <image> cannot be found in a prompt")
-        return self._ids_of(text.replace(processor.image_token, processor.row_token))
+        special, parts = tokenizer.added_tokens_decoder, []
+        for is_special, part in itertools.groupby(token_ids, special.__contains__):
+            part, marker = list(part), processor.row_token if parts else ""
+            if not is_special and processor.image_token in (text := tokenizer.decode(part)):
+                # What a tokenizer makes of a text depends on whether a special token is before it.
+                texts = [t for t in (text, f" {text}", text.lstrip()) if self._ids_after(marker, t) == part]
+                if not texts:
+                    raise ValueError("<image> cannot be found: this tokenizer does not read what it has written")
+                part = self._ids_after(marker, texts[0].replace(processor.image_token, processor.row_token))
+            parts += part
+        return parts
+
+    def _ids_after(self, before: str, text: str) -> list[int]:
+        """The tokens of a text that goes on after another."""
+        return self._ids_of(before + text)[len(self._ids_of(before)) :]
 
 
 @MULTIMODAL_REGISTRY.register_processor(
