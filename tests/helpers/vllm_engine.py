@@ -1,7 +1,7 @@
-"""Answers of vLLM in a process of its own: `python vllm_engine.py FOLDER [eager]`.
+"""Answers of vLLM in a process of its own: `python vllm_engine.py FOLDER eager|compiled`.
 
-FOLDER/requests.pkl is a list of vLLM's prompts or, for `LLM.chat`, lists of messages. FOLDER/answers.json gets for each
-the ids of the prompt and of the answer, the log-probabilities of the answer, and the answer's text.
+FOLDER/requests.pkl has the model, a bias of tokens, and the requests: prompts of `LLM.generate`, then messages of
+`LLM.chat`. FOLDER/answers.json gets the ids of each prompt and answer, the answer's log-probabilities and its text.
 """
 
 import json

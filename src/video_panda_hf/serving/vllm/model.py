@@ -1,13 +1,10 @@
 """Video-Panda as a model of vLLM: its Transformers backend, and how prompts, pictures and videos become its inputs."""
 
+from .tested import TESTED  # noqa: F401  # first: what follows may be missing in another release
+
+
+# isort: split
 import itertools
-
-import vllm
-
-from .versions import check_version
-
-
-check_version(vllm.__version__)  # before what another release may not have
 
 import torch
 from transformers import BatchFeature
@@ -23,7 +20,7 @@ from vllm.multimodal.processing import (
     PromptUpdateDetails,
 )
 
-from video_panda_hf.processing.processing_video_panda import FLATTENED
+from video_panda_hf.processing import FLATTENED
 
 from .loader import VideoPandaLoader
 
@@ -113,7 +110,7 @@ class VideoPandaMultiModalProcessor(BaseMultiModalProcessor[VideoPandaInfo]):
                 # In a prompt, a line break or a space is before them. It matters where times are written.
                 texts = [item["text_replacement_offsets"][0][0]["replacement"] for item in made]
                 ids = [self._ids_after("\n", text) for text in texts]
-                inputs[f"{modality}_ids"] = torch.tensor(sum(ids, []))
+                inputs[f"{modality}_ids"] = torch.tensor(list(itertools.chain.from_iterable(ids)))
                 inputs[f"{modality}_lengths"] = torch.tensor([len(one) for one in ids])
         return inputs
 
@@ -183,8 +180,8 @@ class VideoPandaMultiModalProcessor(BaseMultiModalProcessor[VideoPandaInfo]):
         if processor.row_token_id in token_ids:
             raise ValueError(f"{processor.row_token} is reserved for the rows of a video's tokens")
         special, parts = tokenizer.added_tokens_decoder, []
-        for is_special, part in itertools.groupby(token_ids, special.__contains__):
-            part, marker = list(part), processor.row_token if parts else ""
+        for is_special, run in itertools.groupby(token_ids, special.__contains__):
+            part, marker = list(run), processor.row_token if parts else ""
             if not is_special and processor.image_token in (text := tokenizer.decode(part)):
                 # What a tokenizer makes of a text depends on whether a special token is before it.
                 texts = [t for t in (text, f" {text}", text.lstrip()) if self._ids_after(marker, t) == part]
