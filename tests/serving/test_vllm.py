@@ -218,7 +218,7 @@ def test_what_cannot_be_served_is_refused_with_its_reason(post):
         assert "are places of pictures" in refusal(post(**asked(clip, *content(text))))
     assert "is reserved" in refusal(post(**asked(clip, *content("What is <row>?"))))
     no_video = video(data_url(b"no video", "video/mp4"))
-    assert "no video" in refusal(post(**asked(no_video, *content(DESCRIBE)))).lower()
+    assert "not a video in a known format" in refusal(post(**asked(no_video, *content(DESCRIBE))))
 
 
 @pytest.mark.slow
@@ -271,6 +271,34 @@ def test_prompts_are_those_of_the_processor_for_every_tokenizer(kind, timestamps
         assert list(made["prompt_token_ids"]) == expected
         counts = [place.is_embed.sum().item() for place in made["mm_placeholders"]["video"]]
         assert counts == [sum(expected.count(token) for token in processor.video_token_ids) // 2 - 16] * 2
+
+
+def test_files_are_sampled_and_limited_as_the_processor_does_it():
+    from video_panda_hf.serving.vllm.loader import VideoPandaLoader
+
+    processor = AutoProcessor.from_pretrained(SHIPPED_MODEL, decode_limits={"max_frames": 16})
+    options = {"image": {"mode": "RGB"}, "video": {"num_frames": 4}}
+    VideoPandaLoader.use("mine", processor.video_processor, options)
+    assert options["video"] == {"video_backend": "video_panda", "num_frames": 4, "model": "mine"}
+    VideoPandaLoader.use("mine", processor.video_processor, options := {})
+    assert options["video"].pop("video_backend") == "video_panda"
+
+    data = CLIPS["red"].read_bytes()
+    for settings in ({}, {"num_frames": 12}, {"fps": 4.0}, {"fps": 8.0, "max_frames": 4}):
+        given = {**options["video"], "num_frames": 32 if "fps" in settings else -1, **settings}
+        frames, metadata = VideoPandaLoader.load_bytes(data, **given)
+        wanted = processor.video_processor([data], return_metadata=True, **settings)["video_metadata"][0]
+        assert metadata["frames_indices"] == list(wanted.frames_indices) and len(frames) == len(wanted.frames_indices)
+        assert not metadata["do_sample_frames"]
+    for settings, problem in (
+        ({"num_frames": 32}, "max_frames"),  # of `decode_limits`
+        ({"num_frames": 16, "fps": 2}, "mutually exclusive"),
+        ({"max_frames": 4}, "goes with `fps`"),
+        ({"model": "another"}, "set by the server"),
+        ({"frames": 4}, "there are num_frames, fps and max_frames"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            VideoPandaLoader.load_bytes(data, **{**options["video"], **settings})
 
 
 @pytest.mark.slow
