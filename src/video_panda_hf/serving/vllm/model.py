@@ -168,7 +168,7 @@ class VideoPandaMultiModalProcessor(BaseMultiModalProcessor[VideoPandaInfo]):
         processor, tokenizer = self.info.get_hf_processor(), self.info.get_tokenizer()
         text = tokenizer.encode("<", add_special_tokens=False)
         start = tokenizer.encode("<")[: -len(text)]
-        is_written = FLATTENED in (processor.chat_template or "") or token_ids[: len(start)] == start
+        is_written = FLATTENED in str(processor.chat_template) or token_ids[: len(start)] == start
         return token_ids if is_written else start + token_ids
 
     def _with_markers_of_pictures(self, token_ids: list[int]) -> list[int]:
