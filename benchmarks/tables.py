@@ -141,8 +141,20 @@ def long_video(result: dict) -> str:
     return markdown(lines)
 
 
+def serving(result: dict) -> str:
+    """`servers` have for each number of clients requests a second and the median time to the first token."""
+    lines = [[f"on {result['setting']}", "clients", "requests a second", "", "first token", ""]]
+    for clients in ("1", "4", "16"):
+        first = next(iter(result["servers"].values()))[clients]
+        for name, found in result["servers"].items():
+            row = [f"{found[clients][key]:.2f}" for key in ("requests_per_second", "first_token_seconds")]
+            ratios = [f"{found[clients][key] / first[key]:.2f} ×" for key in first]
+            lines.append([f"`{name}`", clients, row[0], ratios[0], f"{row[1]} s", ratios[1]])
+    return markdown(lines)
+
+
 TABLES = {"stab": stab, "decoding": decoding, "training": training, "conversion": conversion, "session": session}
-TABLES |= {"evaluation": evaluation, "long_video": long_video}
+TABLES |= {"evaluation": evaluation, "long_video": long_video, "serving": serving}
 
 
 def markdown(lines: list[list[str]]) -> str:

@@ -52,6 +52,11 @@ def test_the_canary_has_no_caps_and_the_same_lower_bounds():
     assert "python_requires = >=3.10\n" in lifted
 
 
+def test_vllm_gets_its_dependencies_but_another_torch():
+    given = ["torch==2.13.0+cpu", "torchaudio", "fastapi[standard]<1,>=0.1", "six; python_version < '3'"]
+    assert matrix.without_torch([*given, "ray; extra == 'ray'"]) == ["fastapi[standard]<1,>=0.1"]
+
+
 def test_the_commands_of_readme_are_found():
     assert matrix.readme_block("try").startswith("pip install . && video-panda ask ")
     assert matrix.readme_block("tests").startswith("pip install -e ") and " pytest " in matrix.readme_block("tests")

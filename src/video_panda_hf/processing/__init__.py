@@ -3,7 +3,7 @@
 from video_panda_hf.decoding import DecodeLimits, VideoDecodeError, VideoDecodeWarning, decode_video
 
 from .open_files import opened, opened_file
-from .processing_video_panda import ROW_TOKEN, VIDEO_TOKEN, VideoPandaProcessor, timestamp
+from .processing_video_panda import FLATTENED, ROW_TOKEN, VIDEO_TOKEN, VideoPandaProcessor, timestamp
 from .templates import read_template
 from .video_processing_video_panda import (
     SETTINGS,
@@ -19,6 +19,7 @@ CHAT_TEMPLATE = read_template("vicuna")
 
 __all__ = [
     "CHAT_TEMPLATE",
+    "FLATTENED",
     "ROW_TOKEN",
     "SETTINGS",
     "VIDEO_TOKEN",
