@@ -74,7 +74,7 @@ class PacketDecoder:
             return self.codec.decode(packet)
         except av.error.EOFError:  # already drained
             return []
-        except av.error.InvalidDataError as error:
+        except (av.error.InvalidDataError, av.error.PermissionError) as error:  # the latter by Theora's decoder
             self.damage = (
                 "a packet that cannot be decoded" if packet is None else f"a damaged packet at {_seconds(packet)}"
             )

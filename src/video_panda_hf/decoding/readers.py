@@ -4,7 +4,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from queue import SimpleQueue
 from typing import BinaryIO
 
@@ -30,6 +30,7 @@ from .sources import Look, demux, open_video, reopened
 
 
 WORTH_A_DECODER = 64  # frames to decode per further decoder: with fewer, opening it costs more than it saves
+_HELD_BACK = 32  # frames, the most that decoders hold back: references and one for each thread
 KEPT_BYTES = 128 * 2**20  # of decoded frames in memory, for `LinearReader` or for parallel decoders
 
 
@@ -48,12 +49,19 @@ def open_reader(readable: str | BinaryIO, look: Look, budget: Budget, all_times:
                 container, stream = closing.enter_context(open_video(readable, budget))
                 prepare_decoder(container, stream, budget, budget.strict, decoding_threads())
                 index = index_frames(container, stream, budget, all_times)
-                if index is None:
+                reader = None
+                if index is not None:
+                    with suppress(_SeekError):
+                        decoder = GroupDecoder(container, stream, budget, budget.strict, index)
+                        reader = SeekingReader(readable, decoder)
+                if reader is None:
                     closing.close()
                     reader = LinearReader(readable, budget)
-                else:
-                    reader = SeekingReader(readable, GroupDecoder(container, stream, budget, budget.strict, index))
         yield reader
+
+
+class _SeekError(CorruptVideoError):
+    """Seeking does not lead to the first frame."""
 
 
 class FrameReader:
@@ -151,7 +159,7 @@ class SeekingReader(FrameReader):
         for numbers in [0], range(0 if self.strict else self.count):
             for number, frame in self.decoder.decode(numbers):
                 return number, frame
-        raise CorruptVideoError(
+        raise _SeekError(
             f"{self.video}: frame 0 of {self.count} cannot be decoded. The file is damaged: replace or repair it."
         )
 
@@ -163,8 +171,13 @@ class SeekingReader(FrameReader):
             for number, picture in self._decode_in_parallel(sorted(missing), count):
                 missing.remove(number)
                 yield number, picture
-        for number, frame in self.decoder.decode(missing):  # all frames, or those of damaged runs
+        for number, frame in self.decoder.decode(sorted(missing)):  # all frames, or those of damaged runs
+            missing.remove(number)
             yield number, self.convert(frame)
+        if missing and not self.decoder.damage:  # a seek fails, the packets may be sound
+            linear = LinearReader(self.readable, self.budget)
+            if linear.count == self.count:
+                yield from linear._decode(sorted(missing))
         self.damage = self.damage or self.decoder.damage
 
     def _decoders_worth_having(self, numbers: set[int]) -> int:
@@ -236,21 +249,29 @@ class LinearReader(FrameReader):
             self._count_frames(container, stream)
 
     def _count_frames(self, container: InputContainer, stream: VideoStream) -> None:
-        pts: list = []
+        pts: list[int | None] = []
+        dts: list[int | None] = []
         for frame in self._decode_all(container, stream):
             if not pts:
                 self.convert = PictureConverter.of(frame, stream.sample_aspect_ratio, self.budget.pixels)
                 self._set_size(*self.convert.size)
             pts.append(frame.pts)
+            dts.append(frame.dts)
             self._keep(frame)
         if not pts:
             raise NotAVideoError(f"{self.video}: has a video stream ({stream.name}) but not one frame in it.")
         self.count = len(pts)
         rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
-        if None in pts or any(a >= b for a, b in itertools.pairwise(pts)):
+        if (stamps := _rising(pts) or _rising(dts)) is None:
+            self.times = np.arange(self.count) / rate
+        elif self.count > 1 and stamps[-1] - stamps[0] == self.count - 1 and rate * stream.time_base < 0.5:
+            # Of a raw stream: numbers of frames, not times.
+            rate = float(stream.guessed_rate or rate)
             self.times = np.arange(self.count) / rate
         else:
-            self.times = (np.array(pts) - pts[0]) * float(stream.time_base)
+            later = np.arange(1, self.count - len(stamps) + 1) / rate  # without a time of their own
+            times = (np.array(stamps) - stamps[0]) * float(stream.time_base)
+            self.times = np.append(times, times[-1] + later)
         self.duration = float(self.times[-1] + 1 / rate)
         start = (stream.start_time or 0) * float(stream.time_base)
         self._check_end(container, stream, start + self.duration)
@@ -284,6 +305,13 @@ class LinearReader(FrameReader):
         for packet in itertools.chain(demux(container, stream, self.budget), [None]):
             yield from decoder.feed(packet)
         self.damage = self.damage or decoder.damage
+
+
+def _rising(stamps: list[int | None]) -> list[int] | None:
+    """The times, if they rise. A decoder does not tell the times of the last frames, those that it held back."""
+    known = list(itertools.takewhile(lambda stamp: stamp is not None, stamps))
+    is_rising = all(a < b for a, b in itertools.pairwise(known))
+    return known if is_rising and len(known) > max(0, len(stamps) - _HELD_BACK) else None
 
 
 class WebpReader(FrameReader):

@@ -41,6 +41,8 @@ CONTAINER_FORMATS = (
     "wav,mp3,flac,aac"  # sound only: the error can then name the format
 )
 _TS_SYNC_BYTES = (0, 188), (4, 192), (0, 204)  # MPEG-TS variants: (offset of the sync byte "G", packet length)
+_THEORA_HEADER = 0x80  # set in the first byte of a packet that is none of a frame
+_ASF, _ASF_PROPERTIES = bytes.fromhex("3026b2758e66cf11"), bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _TAIL = 64  # bytes at the end of a file to check; some writers pad
 _READ_SIZE = 2**18  # bytes that one read of a Python file object asks for
 # Accept titles and tags that are not UTF-8. PyAV does so by default since version 19.
@@ -133,7 +135,7 @@ class Look:
 def look_at(readable: str | BinaryIO) -> Look:
     """Reads the first bytes of what `open_source` yields and, for some formats, the last ones."""
     with as_file(readable) as file:
-        head = file.read(3 * 204)
+        head = file.read(2**10)
         return Look(head, _breaks_off(head, file))
 
 
@@ -141,6 +143,9 @@ def _breaks_off(head: bytes, file: BinaryIO) -> str | None:
     if head.startswith((b"GIF87a", b"GIF89a")):
         file.seek(-min(_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
         return None if file.read().rstrip(b"\0").endswith(b";") else "it lacks the mark that ends a GIF"
+    if head.startswith(_ASF) and (place := head.find(_ASF_PROPERTIES)) >= 0:
+        size, declared = file.seek(0, os.SEEK_END), int.from_bytes(head[place + 40 : place + 48], "little")
+        return f"it has {size} of {declared} bytes" if size < declared else None
     for first, length in _TS_SYNC_BYTES:
         if head[first::length][:3] == b"GGG" and (rest := file.seek(0, os.SEEK_END) % length):
             return f"its last packet has {rest} of {length} bytes"
@@ -190,10 +195,11 @@ def demux(container: InputContainer, stream: VideoStream, budget: Budget) -> Ite
         CorruptVideoError: if the container is damaged, not only a frame in it. If `budget` is not strict, the packets
             end there instead.
     """
+    is_theora = stream is not None and stream.codec_context.name == "theora"
     try:
         for packet in container.demux(stream):
             budget.spend()
-            if packet.size:
+            if packet.size and not (is_theora and memoryview(packet)[0] & _THEORA_HEADER):
                 yield packet
     except IndexError:  # at the end of the file, PyAV fails for a stream that appeared midway
         return
