@@ -51,7 +51,7 @@ def decode_picture(source: VideoSource, limits: DecodeLimits | None = None) -> n
     """
     budget = Budget(describe(source), limits or DecodeLimits())
     with open_source(source, budget) as readable, errors_of(budget.video):
-        picture = read_picture(readable, look_at(readable), budget, may_be_mjpeg=False)
+        picture = read_picture(readable, look_at(readable, budget.video), budget, may_be_mjpeg=False)
     if picture is None:
         raise NotAVideoError(f"{budget.video}: is not a picture, which the frames of one video must be.")
     return picture

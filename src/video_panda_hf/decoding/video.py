@@ -44,7 +44,7 @@ def decode_video(
             frames, from 0 in presentation order, in any order, with repetitions if wanted. Defaults to all frames.
         start, end (`float`, *optional*):
             A window in seconds from the first frame. Only frames presented in [start, end) are decoded and numbered,
-            as if the file were cut there.
+            as if the file were cut there. If none begins there, it is the one on the screen.
         limits (`DecodeLimits`, *optional*):
             Limits of time, memory and size. Defaults to `DecodeLimits()`.
         strict (`bool`, *optional*, defaults to `True`):
@@ -134,7 +134,7 @@ def _decode_video(
         return _read(FolderReader(source, budget), sample_indices_fn, window)
     with open_source(source, budget) as readable:
         with errors_of(budget.video):
-            look = look_at(readable)
+            look = look_at(readable, budget.video)
             picture = None if pictures is None else read_picture(readable, look, budget, **pictures)
         if picture is not None:
             return picture, metadata_of(picture)
@@ -171,6 +171,8 @@ def _window(reader: FrameReader, start: float | None, end: float | None) -> tupl
     if times is None or duration is None:  # only a folder's: the others were opened with `all_times`
         raise ValueError(f"{reader.video}: pictures in a folder have no times for a window. Choose them by `indices`.")
     first, last = np.searchsorted(times, [start, end], side="left")
+    if first == last and start < duration:  # inside a frame that is shown all the while
+        return int(first) - 1, 1, float(min(end, duration) - start)
     if first == last:
         raise ValueError(f"{reader.video}: shows no frame in [{start:g}, {end:g}) s; it lasts {duration:.3f} s")
     stop = times[last] if last < reader.count else duration
