@@ -72,12 +72,14 @@ class FrameReader:
         duration: seconds from the first frame's start to the last frame's end; `None` for pictures in a folder.
         times: (N,) float64, presentation times in seconds from the first frame; `None` if unknown.
         size: (height, width) of the frames as returned.
+        is_picture: whether it is one picture, read by Pillow.
     """
 
     count: int
     duration: float | None
     times: np.ndarray | None
     size: tuple[int, int]
+    is_picture = False
 
     def __init__(self, budget: Budget):
         self.budget, self.strict, self.video = budget, budget.strict, budget.video
@@ -97,9 +99,9 @@ class FrameReader:
                     f"fetch the file again, or pass {LENIENT} to take those."
                 )
 
-    def read(self, numbers: Sequence[int]) -> np.ndarray:
-        """The frames of these numbers, in this order, as (T, height, width, 3) uint8 RGB."""
-        frames = np.empty((len(numbers), *self.size, 3), dtype=np.uint8)
+    def read(self, numbers: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
+        """The frames of these numbers, in this order, as (T, height, width, 3) uint8 RGB, in `out` if it is given."""
+        frames = np.empty((len(numbers), *self.size, 3), dtype=np.uint8) if out is None else out
         places: dict[int, list[int]] = {}
         for place, number in enumerate(numbers):
             places.setdefault(int(number), []).append(place)

@@ -6,6 +6,7 @@ presentation times are decoded from start to end instead.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from operator import index
 from typing import Literal
 
@@ -13,9 +14,10 @@ import numpy as np
 from transformers.video_utils import VideoMetadata
 
 from .errors import Budget, DecodeLimits, VideoFrameError, check_limit, decoders_end_here, errors_of
-from .pictures import FolderReader, is_folder, metadata_of, read_picture
-from .readers import FrameReader, open_reader
-from .sources import VideoSource, describe, look_at, open_source
+from .isolation import open_any
+from .pictures import metadata_of
+from .readers import FrameReader
+from .sources import VideoSource, describe
 
 
 SampleIndicesFn = Callable[[VideoMetadata], Sequence[int]]
@@ -31,6 +33,7 @@ def decode_video(
     strict: bool = True,
     pixels: Literal["stored", "displayed"] = "stored",
     indices: Sequence[int] | None = None,
+    isolate: bool | None = None,
 ) -> tuple[np.ndarray, VideoMetadata]:
     """
     Decodes chosen frames of a video.
@@ -56,6 +59,9 @@ def decode_video(
             for high definition that names no matrix.
         indices (`Sequence[int]`, *optional*):
             The numbers of the wanted frames, in place of `sample_indices_fn`.
+        isolate (`bool`, *optional*):
+            Whether to decode in a worker process (Linux, macOS), so that a video that crashes the decoder, hangs it or
+            takes more than `limits.max_memory_bytes` is a `VideoDecodeError`. Defaults to `limits.isolate`.
 
     Returns:
         `tuple[np.ndarray, VideoMetadata]`: frames, uint8 RGB of shape `(num_frames, height, width, 3)`, upright; and
@@ -73,6 +79,8 @@ def decode_video(
         if sample_indices_fn is not None:
             raise ValueError("`indices` and `sample_indices_fn` both choose frames: give one of them")
         sample_indices_fn = _always(indices)
+    if isolate is not None:
+        limits = replace(limits or DecodeLimits(), isolate=isolate)
     with decoders_end_here():
         return _decode_video(source, sample_indices_fn, (start, end), limits, strict, pixels)
 
@@ -114,9 +122,9 @@ def decode_video_or_picture(
         VideoFrameError: (a `ValueError` and an `IndexError`) if a wanted frame does not exist.
         TypeError: If `source` is of another type.
     """
-    pictures = {"may_be_mjpeg": may_be_mjpeg}
+    kind = "video or picture" if may_be_mjpeg else "video or picture, no mjpeg"
     with decoders_end_here():
-        return _decode_video(source, sample_indices_fn, (None, None), limits, strict, pixels, pictures)
+        return _decode_video(source, sample_indices_fn, (None, None), limits, strict, pixels, kind)
 
 
 def _decode_video(
@@ -126,20 +134,15 @@ def _decode_video(
     limits: DecodeLimits | None,
     strict: bool,
     pixels: str,
-    pictures: dict | None = None,
+    kind: str = "video",
 ) -> tuple[np.ndarray, VideoMetadata]:
     limits = limits or DecodeLimits()
     budget = Budget(describe(source), limits, strict, pixels)
-    if is_folder(source):
-        return _read(FolderReader(source, budget), sample_indices_fn, window)
-    with open_source(source, budget) as readable:
-        with errors_of(budget.video):
-            look = look_at(readable, budget.video)
-            picture = None if pictures is None else read_picture(readable, look, budget, **pictures)
-        if picture is not None:
+    with open_any(kind, source, budget, all_times=window != (None, None)) as reader:
+        if reader.is_picture:
+            picture = reader.read([0])
             return picture, metadata_of(picture)
-        with open_reader(readable, look, budget, all_times=window != (None, None)) as reader:
-            return _read(reader, sample_indices_fn, window)
+        return _read(reader, sample_indices_fn, window)
 
 
 def _read(
