@@ -3,6 +3,7 @@
 A message is JSON and bytes. Nothing is pickled: whoever takes over the worker must not get into its parent.
 """
 
+import errno
 import io
 import json
 import mmap
@@ -134,12 +135,14 @@ def _answer(channel: Channel, request: dict, data: bytes, started: int) -> None:
             channel.send({"warnings": [str(warning.message) for warning in told]})
     except VideoDecodeError as error:
         channel.send({"error": type(error).__name__, "message": str(error)})
-    except MemoryError:
-        channel.send({"error": "VideoLimitError", "message": f"{budget.video}: needs more than `max_memory_bytes`."})
     except EOFError:
         os._exit(0)
     except Exception as error:
-        channel.send({"error": "VideoDecodeError", "message": f"{budget.video}: cannot be decoded ({error!r})."})
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            name, what = "VideoLimitError", f"needs more memory than `max_memory_bytes` = {limits.max_memory_bytes}"
+        else:
+            name, what = "VideoDecodeError", f"cannot be decoded ({error!r})"
+        channel.send({"error": name, "message": f"{budget.video}: {what}."})
 
 
 def _address_space() -> int:
