@@ -40,16 +40,17 @@ def asked():
 def playlists(address: str, clip: Path) -> dict[str, str]:
     found = {}
     for number, target in enumerate((f"{address}/clip.ts", str(clip), f"file:{clip}", f"concat:{clip}")):
-        sdp = f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\na=control:{target}\nm=video 5004 RTP/AVP 96\n"
+        sdp = f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\na=control:{target}\n"
         mpd = (
-            '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" mediaPresentationDuration="PT1S">'
+            '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+            'mediaPresentationDuration="PT1S">'
             f'<Period><AdaptationSet mimeType="video/mp4"><Representation id="1"><BaseURL>{target}</BaseURL>'
             "</Representation></AdaptationSet></Period></MPD>"
         )
         found |= {
             f"{number}.m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{target}\n#EXT-X-ENDLIST\n",
             f"{number}.ffconcat": f"ffconcat version 1.0\nfile '{target}'\n",
-            f"{number}.sdp": sdp + "a=rtpmap:96 H264/90000\n",
+            f"{number}.sdp": sdp + "m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
             f"{number}.mpd": mpd,
             f"{number}.asx": f'<asx version="3.0"><entry><ref href="{target}"/></entry></asx>',
             f"{number}.ram": f"{target}\n",

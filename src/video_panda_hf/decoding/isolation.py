@@ -52,16 +52,15 @@ def open_any(kind: str, source: VideoSource, budget: Budget, all_times: bool = F
 class Worker:
     """A process that decodes one video at a time."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         arguments = [sys.path, str(Path(__file__).parent), theirs.fileno(), os.getpid()]
-        self.complaints: BinaryIO = tempfile.TemporaryFile()
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-c", _START, json.dumps(arguments)],
                 stdin=subprocess.PIPE,  # it ends with this process
                 stdout=subprocess.DEVNULL,
-                stderr=self.complaints,
+                stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for this process
                 env=os.environ | {"MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1"},  # threads reserve addresses
@@ -71,7 +70,6 @@ class Worker:
     def forget(self) -> None:
         """Closes this process's ends only."""
         self.channel.socket.close()
-        self.complaints.close()
         if self.process.stdin is not None:
             self.process.stdin.close()
 
@@ -85,8 +83,9 @@ class Worker:
 class _Pool:
     """The workers that are idle. A fork of this process has none of them."""
 
-    def __init__(self):
-        self.lock, self.idle = threading.Lock(), []
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.idle: list[Worker] = []
 
     def take(self, fresh: bool) -> Worker:
         with self.lock:
@@ -245,8 +244,9 @@ class RemoteReader(FrameReader):
                 raise self._died() from None
             if "error" in answer:
                 found = getattr(errors, str(answer["error"]), None)
-                is_known = isinstance(found, type) and issubclass(found, VideoDecodeError)
-                raise _WorkerError((found if is_known else VideoDecodeError)(answer["message"]))
+                if not (isinstance(found, type) and issubclass(found, VideoDecodeError)):
+                    found = VideoDecodeError
+                raise _WorkerError(found(answer["message"]))
             if "read" not in answer:
                 return answer, data
             self._send(*self._read_for_worker(*answer["read"]))

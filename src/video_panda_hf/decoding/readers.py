@@ -311,7 +311,8 @@ class LinearReader(FrameReader):
 
 def _rising(stamps: list[int | None]) -> list[int] | None:
     """The times, if they rise. A decoder does not tell the times of the last frames, those that it held back."""
-    known = list(itertools.takewhile(lambda stamp: stamp is not None, stamps))
+    held_back = stamps.index(None) if None in stamps else len(stamps)
+    known = [stamp for stamp in stamps[:held_back] if stamp is not None]
     is_rising = all(a < b for a, b in itertools.pairwise(known))
     return known if is_rising and len(known) > max(0, len(stamps) - _HELD_BACK) else None
 

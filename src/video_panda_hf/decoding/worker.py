@@ -109,9 +109,8 @@ def _answer(channel: Channel, request: dict, data: bytes, started: int) -> None:
     _limit_memory(room)
     groups.threads_of_worker = request["threads"]
     budget = Budget(request["video"], replace(limits, isolate=False), request["strict"], request["pixels"])
-    sources: dict[str, Any] = {"bytes": data, "file": None, "name": request["name"]}
-    source = sources[request["source"]]
-    if source is None:
+    source: Any = data if request["source"] == "bytes" else request["name"]
+    if request["source"] == "file":
         source = _ParentFile(channel, request["size"])
     try:
         with (
