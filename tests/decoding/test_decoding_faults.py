@@ -450,7 +450,7 @@ def test_a_table_of_more_packets_than_the_file_holds_is_refused(where, strict, f
     bomb = data[:begin] + table + box(b"free", *[0] * ((size - len(table) - 8) // 4)) + data[begin + size :]
     assert len(bomb) == len(data)
     start = time.monotonic()
-    with pytest.raises(CorruptVideoError, match="lists 60000[0-9]* packets"):
+    with pytest.raises(CorruptVideoError, match=r"lists 6\d{7} packets"):
         decode_video(bomb, strict=strict)
     assert time.monotonic() - start < 2
 
