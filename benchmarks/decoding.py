@@ -22,7 +22,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from tables import finish
+from tables import finish, measured
 
 
 RATE = 25
@@ -49,7 +49,8 @@ def main() -> None:
         videos = make_videos(folder)
         times = print_times(videos, arguments.repeats)
         rates = {str(workers): videos_per_second(videos["720p h264, 10 s"], workers) for workers in (0, 2)}
-        finish("decoding", {**ratios(times), "videos_per_second": rates}, arguments.json)
+        cost = isolated_cost(videos["720p h264, 10 s"], arguments.repeats)
+        finish("decoding", {**ratios(times), "videos_per_second": rates, "isolated": cost}, arguments.json)
 
 
 # Readers: functions of a path. Each is imported only in the process that measures it.
@@ -181,6 +182,20 @@ def ratios(results: dict[str, dict[str, dict]]) -> dict:
     minute, half_hour = (results[f"720p h264, {length}"]["decode_video"] for length in ("1 min", "30 min"))
     growth = half_hour["megabytes"] - minute["megabytes"]
     return {"rows": rows, "half_hour_against_minute": {"time": ratio(half_hour, minute), "megabytes": growth}}
+
+
+def isolated_cost(path: Path, repeats: int) -> dict:
+    """How many times as long `decode_video` takes in a worker process, and seconds to start one. Taken in turns."""
+    from video_panda_hf.decoding.video import decode_video
+
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(repeats + 1):
+        for isolate in times:
+            start = time.perf_counter()
+            decode_video(path, evenly_spaced, isolate=isolate)
+            times[isolate].append(time.perf_counter() - start)
+    plain, isolated = (min(times[isolate][1:]) for isolate in (False, True))
+    return {"time": isolated / plain, "start_seconds": times[True][0] - isolated, **measured()}
 
 
 def cell(result: dict) -> str:

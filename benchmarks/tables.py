@@ -58,11 +58,14 @@ def decoding(result: dict) -> str:
         processor = [f"{row['processor_seconds']:.2f} s", times(row["processor_after_load_video"])]
         lines.append([row["video"], f"{row['decode_video_seconds']:.2f} s", *others, *processor])
     alone, two = (result["videos_per_second"][workers] for workers in ("0", "2"))
-    longer = result["half_hour_against_minute"]
+    longer, isolated = result["half_hour_against_minute"], result["isolated"]
     return f"""{markdown(lines)}
 
 30 minutes take {longer["time"]:.2f} times as long as one, and {longer["megabytes"]:.0f} MB more. A DataLoader gives
-{alone:.1f} videos/s of the 10 s kind with no worker and {two:.1f} with two."""
+{alone:.1f} videos/s of the 10 s kind with no worker and {two:.1f} with two.
+
+In a worker process (`isolate=True`) the 10 s kind takes {isolated["time"]:.2f} times as long (measured on
+{isolated["date"]}), and the first video {isolated["start_seconds"]:.1f} s more, to start the worker."""
 
 
 def times(factor: float | str) -> str:

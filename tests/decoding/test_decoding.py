@@ -3,6 +3,7 @@
 import base64
 import importlib.util
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -20,10 +21,13 @@ from torch.utils.data import DataLoader
 
 import helpers.video_files
 from helpers.video_files import VideoSpec, draw_number, paint, read_number
-from video_panda_hf.decoding.errors import VideoLimitError
+from video_panda_hf.decoding.errors import CorruptVideoError, VideoLimitError
 from video_panda_hf.decoding.groups import GroupDecoder
 from video_panda_hf.decoding.pixels import PictureConverter
 from video_panda_hf.decoding.video import DecodeLimits, decode_video, decode_video_or_picture
+
+
+FILES = Path(__file__).parent / "files"
 
 
 def x264(**options) -> dict:
@@ -218,6 +222,16 @@ def check_numbers(spec, made):
         assert metadata.frames_indices == wanted.tolist()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="workers need Linux or macOS")
+@pytest.mark.parametrize("spec", MATRIX, ids=lambda spec: spec.name)
+def test_a_worker_process_gives_the_same_frames_and_metadata(spec, made):
+    wanted = np.array([0, 29, -1, 13, 13]) % len(spec.numbers)
+    frames, metadata = decode_video(made(spec.name), indices=wanted)
+    isolated, found = decode_video(made(spec.name), indices=wanted, isolate=True)
+    np.testing.assert_array_equal(isolated, frames)
+    assert found == metadata and metadata.frames_indices == wanted.tolist()
+
+
 @pytest.mark.parametrize("spec", MATRIX, ids=lambda spec: spec.name)
 def test_metadata_tells_the_upright_size_the_rate_and_the_duration(spec, made):
     for pixels in ("stored", "displayed"):
@@ -313,6 +327,93 @@ def test_the_same_recording_twice_in_a_row_has_the_frames_of_both(name, made):
     frames, metadata = decode_video(data + data)
     assert [read_number(frame) for frame in frames] == [*range(48), *range(48)]
     assert metadata.total_num_frames == 96
+
+
+@pytest.mark.parametrize("apart", [3, 100])
+@pytest.mark.parametrize("name", ["h264.ts", "mpeg2.ts"])
+def test_a_recording_after_a_later_one_has_the_frames_of_both(name, apart, made, tmp_path):
+    def later(packets):
+        for packet in packets:
+            packet.pts, packet.dts = packet.pts + apart * 90_000, packet.dts + apart * 90_000
+        return packets
+
+    data = remux(made(name), tmp_path / name, later).read_bytes() + made(name).read_bytes()
+    frames, metadata = decode_video(data, limits=DecodeLimits(max_duration=None))
+    assert [read_number(frame) for frame in frames] == [*range(48), *range(48)]
+    assert metadata.total_num_frames == 96
+
+
+def test_two_theora_files_in_a_row_have_the_frames_of_both():
+    """The second one repeats the headers, which the decoder refuses as frames."""
+    data = (FILES / "theora.ogv").read_bytes()
+    frames, _ = decode_video(data + data)
+    assert [read_number(frame) for frame in frames] == [*range(12), *range(12)]
+
+
+@pytest.mark.parametrize("name", ["h264.asf", "one.flv"])
+def test_where_a_seek_fails_the_file_is_read_from_its_start(name, tmp_path):
+    count = 1 if name == "one.flv" else 30
+    path = VideoSpec(name, "libx264", options=x264(), frames=count).write(tmp_path)
+    frames, metadata = decode_video(path)
+    assert [read_number(frame) for frame in frames] == list(range(count))
+    assert metadata.fps == pytest.approx(25, abs=0.5)
+    assert read_number(decode_video(path, indices=[count // 2])[0][0]) == count // 2
+
+
+def test_a_seek_that_fails_midway_costs_no_frame(made, monkeypatch):
+    monkeypatch.setattr(GroupDecoder, "decode_run", lambda self, run: iter(()) if run.start else decode_run(self, run))
+    frames, _ = decode_video(made("b_frames.mp4"), indices=[40, 3])
+    assert [read_number(frame) for frame in frames] == [40, 3]
+
+
+@pytest.mark.parametrize("name", ["vc2.drc", "vc2.mkv", "vc2.ts"])
+def test_vc2_has_its_rate_and_its_frames(name, tmp_path):
+    path = VideoSpec(name, "vc2", options={"b": "100M"}, ticks=30, frames=20, width=320, height=192).write(tmp_path)
+    frames, metadata = decode_video(path)
+    assert [read_number(frame) for frame in frames] == list(range(20))
+    assert metadata.fps == pytest.approx(30, abs=0.1) and metadata.duration == pytest.approx(20 / 30, abs=0.01)
+
+
+def test_a_clock_that_overflows_is_no_damage(tmp_path):
+    """The time stamps of MPEG-TS have 33 bits, and begin anew after 26.5 hours."""
+    spec = VideoSpec("wrap.ts", "libx264", options=x264(), ticks=90_000, times=lambda n: 2**33 - 3600 * 40 + 3600 * n)
+    frames, metadata = decode_video(spec.write(tmp_path))
+    assert [read_number(frame) for frame in frames] == list(range(48))
+    assert metadata.duration == pytest.approx(48 / 25, abs=0.1)
+
+
+def test_an_avi_that_leaves_out_frames_has_their_times(tmp_path):
+    sparse = [*range(20), *range(21, 100, 4)]
+    spec = VideoSpec("sparse.avi", "libx264", options=x264(), frames=len(sparse), times=lambda n: sparse[n])
+    frames, metadata = decode_video(spec.write(tmp_path))
+    assert [read_number(frame) for frame in frames] == list(range(40))
+    assert metadata.duration == pytest.approx(98 / 25, abs=0.3)
+
+
+def test_a_longer_sound_is_no_damage_and_a_cut_asf_file_is(tmp_path):
+    path = tmp_path / "sound.asf"
+    with av.open(str(path), "w") as container:
+        video, sound = container.add_stream("wmv2", rate=25), container.add_stream("wmav2", rate=44100)
+        video.width, video.height, video.pix_fmt, sound.bit_rate = 96, 64, "yuv420p", 128_000
+        for number in range(12):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(draw_number(number), format="rgb24")))
+        silence = av.AudioFrame.from_ndarray(np.zeros((2, 88200), dtype=np.float32), format="fltp", layout="stereo")
+        silence.sample_rate = 44100
+        container.mux([*video.encode(None), *sound.encode(silence), *sound.encode(None)])
+    assert [read_number(frame) for frame in decode_video(path)[0]] == list(range(12))
+    with pytest.raises(CorruptVideoError, match="cut off: it has"):
+        decode_video(path.read_bytes()[:-3000])
+
+
+def test_a_window_inside_one_frame_has_the_frame_on_the_screen(tmp_path):
+    path = VideoSpec("slow.mp4", "libx264", frames=3, ticks=1, times=lambda n: 10 * n).write(tmp_path)
+    frames, metadata = decode_video(path, start=12, end=15)
+    assert [read_number(frame) for frame in frames] == [1]
+    assert (metadata.total_num_frames, metadata.duration) == (1, 3.0)
+
+
+def decode_run(decoder, run, original=GroupDecoder.decode_run):
+    return original(decoder, run)
 
 
 @pytest.mark.parametrize(

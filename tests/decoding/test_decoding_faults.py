@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import struct
 import sys
 import threading
 import time
@@ -427,6 +428,27 @@ def test_a_picture_of_16k_by_16k_is_refused_before_it_is_decoded(folder):
             with pytest.raises(VideoDecodeError):
                 decode_video(bomb, strict=strict)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000  # kB
+
+
+def box(kind: bytes, *numbers: int) -> bytes:
+    return struct.pack(f">I4s{len(numbers)}I", 8 + 4 * len(numbers), kind, *numbers)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("where", ["track", "fragment"])
+def test_a_table_of_more_packets_than_the_file_holds_is_refused(where, strict, folder):
+    """FFmpeg would take 32 bytes for each, 2 GB in all."""
+    data = (folder / ("h264.mp4" if where == "track" else "fragmented.mp4")).read_bytes()
+    name, fields = (b"stsz", (0, 1, 60_000_000)) if where == "track" else (b"trun", (1, 60_000_000, 0))
+    begin = data.index(name) - 4
+    size = int.from_bytes(data[begin : begin + 4], "big")
+    table = box(name, *fields)
+    bomb = data[:begin] + table + box(b"free", *[0] * ((size - len(table) - 8) // 4)) + data[begin + size :]
+    assert len(bomb) == len(data)
+    start = time.monotonic()
+    with pytest.raises(CorruptVideoError, match=r"lists 6\d{7} packets"):
+        decode_video(bomb, strict=strict)
+    assert time.monotonic() - start < 2
 
 
 def test_more_frames_than_memory_holds_are_refused(folder):

@@ -30,11 +30,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mpg", "a.gif", "pictures"])
-@pytest.mark.parametrize("kept", [readers.KEPT_BYTES, 0])
-def test_parts_are_the_whole(folder, name, kept, monkeypatch):
-    monkeypatch.setattr(readers, "KEPT_BYTES", kept)
+@pytest.mark.parametrize("how", ["kept", "again", "isolated"])
+def test_parts_are_the_whole(folder, name, how, monkeypatch):
+    monkeypatch.setattr(readers, "KEPT_BYTES", 0 if how == "again" else readers.KEPT_BYTES)
     whole, metadata = decode_video(folder / name)
-    with opened_video(folder / name) as video:
+    with opened_video(folder / name, limits=DecodeLimits(isolate=how == "isolated")) as video:
         assert video.metadata.total_num_frames == len(whole)
         assert (video.metadata.fps, video.metadata.duration) == (metadata.fps, metadata.duration)
         for numbers in (range(5), range(5, 8), [7, 7, 6], [0, len(whole) - 1], []):

@@ -1,6 +1,7 @@
 """`VideoPandaDataCollator`: what a batch holds, token by token, and what becomes of a sample that is bad."""
 
 import json
+import os
 import pickle
 
 import numpy as np
@@ -15,6 +16,7 @@ from helpers.tiny_models import tiny_config
 from helpers.tiny_tokenizers import chatml_tokenizer
 from helpers.video_files import VideoSpec
 from video_panda_hf import VideoPandaForConditionalGeneration, VideoPandaProcessor
+from video_panda_hf.decoding import isolation
 from video_panda_hf.training import (
     BadSampleError,
     VideoPandaDataCollator,
@@ -263,6 +265,22 @@ def test_a_skipped_sample_leaves_the_others_as_they_were_and_is_logged(processor
     assert lines[0]["videos"] == [str(folder / "cut.mp4")]
     assert lines[2]["error"].startswith("VideoNotFoundError: ")
     assert lines[2]["seen"] == 5 and lines[2]["skipped"] == 3 and lines[2]["time"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="workers need Linux or macOS")
+def test_videos_are_decoded_in_a_worker_where_bad_ones_are_skipped(processor, folder, monkeypatch):
+    taken = []
+    take = isolation._pool.take
+    monkeypatch.setattr(isolation._pool, "take", lambda fresh: taken.append(take(fresh)) or taken[-1])
+    VideoPandaDataCollator(processor)([good(folder)])
+    off = VideoPandaDataCollator(processor, on_error="skip", decode_limits={"isolate": False, "max_side": 4000})
+    off([good(folder)])
+    assert taken == [] and off.processor_kwargs["decode_limits"].max_side == 4000
+    VideoPandaDataCollator(processor, on_error="skip")([good(folder)])
+    assert taken
+    monkeypatch.setattr(processor.video_processor, "decode_limits", {"isolate": False, "max_side": 4000})
+    limits = VideoPandaDataCollator(processor, on_error="skip").processor_kwargs["decode_limits"]
+    assert limits.isolate and limits.max_side == 4000  # what a checkpoint saved does not turn it off
 
 
 def test_a_clean_batch_is_one_call_of_the_processor(processor, folder, monkeypatch):

@@ -78,6 +78,11 @@ class DecodeLimits:
             Time to work on the video, in seconds. It is checked between packets and while waiting for a server.
         url_timeout (`float`, *optional*, defaults to 20.0):
             Wait for the headers of a server's answer, and for each further piece of it, in seconds.
+        isolate (`bool`, *optional*):
+            Whether to decode in a worker process, see `decode_video`. `None` leaves it to the caller: no, except in
+            `VideoPandaDataCollator(on_error="skip")`.
+        max_memory_bytes (`int`, *optional*, defaults to 4 GiB):
+            Memory that a worker process may take beside the returned frames, in bytes. Only with `isolate`.
     """
 
     max_side: int | None = 8192
@@ -89,6 +94,8 @@ class DecodeLimits:
     max_url_bytes: int | None = 2 * 2**30
     max_seconds: float | None = 600.0
     url_timeout: float = 20.0
+    isolate: bool | None = None
+    max_memory_bytes: int | None = 4 * 2**30
 
 
 def limits_of(given: DecodeLimits | dict | None) -> DecodeLimits | None:

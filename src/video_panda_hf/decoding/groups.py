@@ -1,12 +1,12 @@
 """Decodes runs of packets: from a key frame to the last wanted frame after it."""
 
 import itertools
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
 import av
-import torch
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
@@ -22,9 +22,13 @@ WORTH_A_SEEK = 8  # packets: to skip more than this, a seek is cheaper than deco
 _NOT_TO_BE_FLUSHED = {"vp9"}
 
 
+threads_of_worker = 1  # in a process without torch
+
+
 def decoding_threads() -> int:
     """Number of threads to decode one video; 1 in a DataLoader worker."""
-    return min(torch.get_num_threads(), MAX_THREADS)
+    torch = sys.modules.get("torch")  # a process that only decodes has no need of it
+    return min(torch.get_num_threads() if torch else threads_of_worker, MAX_THREADS)
 
 
 def prepare_decoder(
@@ -74,7 +78,7 @@ class PacketDecoder:
             return self.codec.decode(packet)
         except av.error.EOFError:  # already drained
             return []
-        except av.error.InvalidDataError as error:
+        except (av.error.InvalidDataError, av.error.PermissionError) as error:  # the latter by Theora's decoder
             self.damage = (
                 "a packet that cannot be decoded" if packet is None else f"a damaged packet at {_seconds(packet)}"
             )

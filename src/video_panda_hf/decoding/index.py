@@ -20,6 +20,9 @@ _FIELD_CODECS = {"h264", "hevc", "vc1"}
 # Codecs for which the demuxer trusts the container's key frame flags and does not check the packets.
 _UNCHECKED_CODECS = {"hevc", "mpeg1video", "mpeg2video", "mpeg4", "h263"}
 _NOT_CODED_VOP = 8  # bytes; a smaller MPEG-4 packet is empty (vop_coded = 0) and gives no frame
+_END_OF_DIRAC = 13  # bytes; a packet of this size only says that the stream ends
+# Containers whose streams have a duration that FFmpeg estimates, or that is the whole file's. See `sources.look_at`.
+_NO_DURATION_OF_STREAM = {"mpegts", "asf"}
 DEFAULT_RATE = 25  # frames per second, if the file has no rate
 _PROGRESSIVE = (0, 1)  # AVFieldOrder unknown and progressive
 _UNKNOWN, _NEVER = np.iinfo(np.int64).min, np.iinfo(np.int64).max
@@ -109,6 +112,8 @@ def cut_off(container: InputContainer, stream: VideoStream, end: float) -> str |
 
     `end` is the end of its last frame, in seconds on the file's clock.
     """
+    if container.format.name in _NO_DURATION_OF_STREAM:
+        return None
     if "mov" in container.format.name:
         listed, size = len(stream.index_entries), container.size
         inside = sum(entry.pos + entry.size <= size for entry in stream.index_entries)
@@ -161,11 +166,18 @@ def _index_from_header(container: InputContainer, stream: VideoStream) -> FrameI
 
 
 def _index_from_packets(container: InputContainer, stream: VideoStream, budget: Budget) -> FrameIndex | None:
-    is_mpeg4, is_vp8 = (stream.codec_context.name == name for name in ("mpeg4", "vp8"))
+    is_mpeg4, is_vp8, is_dirac = (stream.codec_context.name == name for name in ("mpeg4", "vp8", "dirac"))
+    latest = _UNKNOWN
     pts, dts, is_key, shown, end = array("q"), array("q"), bytearray(), bytearray(), _UNKNOWN
     for packet in demux(container, stream, budget):
         if packet.pts is None or (is_mpeg4 and packet.size < _NOT_CODED_VOP):
             return None
+        if is_dirac and packet.size <= _END_OF_DIRAC:
+            continue
+        if packet.dts is not None:
+            if packet.dts < latest:  # its clock starts anew: two recordings in a row
+                return None
+            latest = packet.dts
         if not is_key and not packet.is_keyframe:  # cut from a longer video: these frames cannot be decoded
             continue
         pts.append(packet.pts)

@@ -4,11 +4,11 @@ import base64
 import os
 import re
 from collections.abc import Iterator
-from typing import BinaryIO, TypeGuard
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from transformers.video_utils import VideoMetadata
 
 from .errors import (
     Budget,
@@ -24,6 +24,9 @@ from .errors import (
 from .readers import FrameReader, open_reader
 from .sources import Look, VideoSource, as_file, describe, is_data_url, is_url, look_at, open_source
 
+
+if TYPE_CHECKING:
+    from transformers.video_utils import VideoMetadata
 
 PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's names
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -49,15 +52,10 @@ def decode_picture(source: VideoSource, limits: DecodeLimits | None = None) -> n
         NotAVideoError: If the source is not a picture, or an animated one.
         VideoDecodeError: If the picture cannot be decoded. The subclass tells why.
     """
-    budget = Budget(describe(source), limits or DecodeLimits())
-    with open_source(source, budget) as readable, errors_of(budget.video):
-        picture = read_picture(readable, look_at(readable), budget, may_be_mjpeg=False)
-    if picture is None:
-        raise NotAVideoError(f"{budget.video}: is not a picture, which the frames of one video must be.")
-    return picture
+    return picture_in("picture", source, limits)
 
 
-def decode_image(source: VideoSource, limits: DecodeLimits | None = None) -> tuple[np.ndarray, VideoMetadata]:
+def decode_image(source: VideoSource, limits: DecodeLimits | None = None) -> "tuple[np.ndarray, VideoMetadata]":
     """
     Decodes an image: one picture, in any format that Pillow reads by itself. An animated one gives its first frame.
 
@@ -75,11 +73,63 @@ def decode_image(source: VideoSource, limits: DecodeLimits | None = None) -> tup
         NotAVideoError: If the source is not a picture.
         VideoDecodeError: If the picture cannot be decoded. The subclass tells why.
     """
-    source = bytes_of_base64(source)
-    budget = Budget(describe(source), limits or DecodeLimits())
+    pixels = picture_in("image", bytes_of_base64(source), limits)
+    return pixels, metadata_of(*pixels.shape[1:3])
+
+
+def picture_in(kind: str, source: VideoSource, limits: DecodeLimits | None) -> np.ndarray:
+    from .isolation import open_any  # which is above this module
+
+    with open_any(kind, source, Budget(describe(source), limits or DecodeLimits())) as reader:
+        return reader.read([0])
+
+
+@contextmanager
+def open_source_as(kind: str, source: VideoSource, budget: Budget, all_times: bool = False) -> Iterator[FrameReader]:
+    """
+    Opens a source with a suitable reader.
+
+    `kind` says what it may be: "video", "video or picture", "video or picture, no mjpeg" (without looking whether a
+    JPEG is a raw MJPEG video), "picture", or "image" (in any format of Pillow).
+    """
+    if kind not in ("picture", "image") and is_folder(source):
+        yield FolderReader(source, budget)
+        return
+    with open_source(source, budget) as readable:
+        picture = None
+        with errors_of(budget.video):
+            look = look_at(readable, budget.video)
+            if kind == "image":
+                picture = read_image(readable, budget)
+            elif kind != "video":
+                picture = read_picture(readable, look, budget, may_be_mjpeg=kind == "video or picture")
+        if picture is not None:
+            yield PictureReader(picture, budget)
+        elif kind == "picture":
+            raise NotAVideoError(f"{budget.video}: is not a picture, which the frames of one video must be.")
+        else:
+            with open_reader(readable, look, budget, all_times) as reader:
+                yield reader
+
+
+class PictureReader(FrameReader):
+    """One picture (1, height, width, 3)."""
+
+    count, duration, times, is_picture = 1, None, None, True
+
+    def __init__(self, picture: np.ndarray, budget: Budget):
+        super().__init__(budget)
+        self.picture = picture
+        self._set_size(*picture.shape[1:3])
+
+    def _decode(self, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        return ((number, self.picture[0]) for number in numbers)
+
+
+def read_image(readable: str | BinaryIO, budget: Budget) -> np.ndarray:
     Image.init()
     formats = sorted(set(Image.OPEN) - FORMATS_OF_OTHER_PROGRAMS)
-    with open_source(source, budget) as readable, errors_of(budget.video), as_file(readable) as file:
+    with as_file(readable) as file:
         try:
             picture = Image.open(file, formats=formats)
         except UnidentifiedImageError as error:
@@ -88,8 +138,7 @@ def decode_image(source: VideoSource, limits: DecodeLimits | None = None) -> tup
             raise VideoLimitError(f"{budget.video}: {error}") from error
         except (SyntaxError, ValueError) as error:
             raise CorruptVideoError(f"{budget.video}: cannot be read as a picture ({error}).") from error
-        pixels = pixels_of(picture, budget)
-    return pixels, metadata_of(pixels)
+        return pixels_of(picture, budget)
 
 
 def bytes_of_base64(source: VideoSource) -> VideoSource:
@@ -136,9 +185,10 @@ def pixels_of(picture: Image.Image, budget: Budget) -> np.ndarray:
         ) from error
 
 
-def metadata_of(picture: np.ndarray) -> VideoMetadata:
-    """The metadata of a picture (1, height, width, 3) as a video."""
-    _, height, width, _ = picture.shape
+def metadata_of(height: int, width: int) -> "VideoMetadata":
+    """The metadata of a picture as a video."""
+    from transformers.video_utils import VideoMetadata  # not above: a worker process can do without
+
     return VideoMetadata(1, height=height, width=width, frames_indices=[0], video_backend="pillow")
 
 

@@ -4,7 +4,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from queue import SimpleQueue
 from typing import BinaryIO
 
@@ -30,6 +30,7 @@ from .sources import Look, demux, open_video, reopened
 
 
 WORTH_A_DECODER = 64  # frames to decode per further decoder: with fewer, opening it costs more than it saves
+_HELD_BACK = 32  # frames, the most that decoders hold back: references and one for each thread
 KEPT_BYTES = 128 * 2**20  # of decoded frames in memory, for `LinearReader` or for parallel decoders
 
 
@@ -48,13 +49,20 @@ def open_reader(readable: str | BinaryIO, look: Look, budget: Budget, all_times:
                 container, stream = closing.enter_context(open_video(readable, budget))
                 prepare_decoder(container, stream, budget, budget.strict, decoding_threads())
                 index = index_frames(container, stream, budget, all_times)
-                if index is None:
+                reader = None
+                if index is not None:
+                    with suppress(_SeekError):
+                        decoder = GroupDecoder(container, stream, budget, budget.strict, index)
+                        reader = SeekingReader(readable, decoder)
+                if reader is None:
                     closing.close()
                     reader = LinearReader(readable, budget)
-                else:
-                    reader = SeekingReader(readable, GroupDecoder(container, stream, budget, budget.strict, index))
         closing.callback(reader.close)
         yield reader
+
+
+class _SeekError(CorruptVideoError):
+    """Seeking does not lead to the first frame."""
 
 
 class FrameReader:
@@ -65,12 +73,14 @@ class FrameReader:
         duration: seconds from the first frame's start to the last frame's end; `None` for pictures in a folder.
         times: (N,) float64, presentation times in seconds from the first frame; `None` if unknown.
         size: (height, width) of the frames as returned.
+        is_picture: whether it is one picture, read by Pillow.
     """
 
     count: int
     duration: float | None
     times: np.ndarray | None
     size: tuple[int, int]
+    is_picture = False
 
     def __init__(self, budget: Budget):
         self.budget, self.strict, self.video = budget, budget.strict, budget.video
@@ -93,9 +103,9 @@ class FrameReader:
     def close(self) -> None:
         """Frees what `open_reader` does not."""
 
-    def read(self, numbers: Sequence[int]) -> np.ndarray:
-        """The frames of these numbers, in this order, as (T, height, width, 3) uint8 RGB."""
-        frames = np.empty((len(numbers), *self.size, 3), dtype=np.uint8)
+    def read(self, numbers: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
+        """The frames of these numbers, in this order, as (T, height, width, 3) uint8 RGB, in `out` if it is given."""
+        frames = np.empty((len(numbers), *self.size, 3), dtype=np.uint8) if out is None else out
         places: dict[int, list[int]] = {}
         for place, number in enumerate(numbers):
             places.setdefault(int(number), []).append(place)
@@ -155,7 +165,7 @@ class SeekingReader(FrameReader):
         for numbers in [0], range(0 if self.strict else self.count):
             for number, frame in self.decoder.decode(numbers):
                 return number, frame
-        raise CorruptVideoError(
+        raise _SeekError(
             f"{self.video}: frame 0 of {self.count} cannot be decoded. The file is damaged: replace or repair it."
         )
 
@@ -167,8 +177,13 @@ class SeekingReader(FrameReader):
             for number, picture in self._decode_in_parallel(sorted(missing), count):
                 missing.remove(number)
                 yield number, picture
-        for number, frame in self.decoder.decode(missing):  # all frames, or those of damaged runs
+        for number, frame in self.decoder.decode(sorted(missing)):  # all frames, or those of damaged runs
+            missing.remove(number)
             yield number, self.convert(frame)
+        if missing and not self.decoder.damage:  # a seek fails, the packets may be sound
+            linear = LinearReader(self.readable, self.budget)
+            if linear.count == self.count:
+                yield from linear._decode(sorted(missing))
         self.damage = self.damage or self.decoder.damage
 
     def _decoders_worth_having(self, numbers: set[int]) -> int:
@@ -243,21 +258,29 @@ class LinearReader(FrameReader):
             self._count_frames(container, stream)
 
     def _count_frames(self, container: InputContainer, stream: VideoStream) -> None:
-        pts: list = []
+        pts: list[int | None] = []
+        dts: list[int | None] = []
         for frame in self._decode_all(container, stream):
             if not pts:
                 self.convert = PictureConverter.of(frame, stream.sample_aspect_ratio, self.budget.pixels)
                 self._set_size(*self.convert.size)
             pts.append(frame.pts)
+            dts.append(frame.dts)
             self._keep(frame)
         if not pts:
             raise NotAVideoError(f"{self.video}: has a video stream ({stream.name}) but not one frame in it.")
         self.count = len(pts)
         rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
-        if None in pts or any(a >= b for a, b in itertools.pairwise(pts)):
+        if (stamps := _rising(pts) or _rising(dts)) is None:
+            self.times = np.arange(self.count) / rate
+        elif self.count > 1 and stamps[-1] - stamps[0] == self.count - 1 and rate * stream.time_base < 0.5:
+            # Of a raw stream: numbers of frames, not times.
+            rate = float(stream.guessed_rate or rate)
             self.times = np.arange(self.count) / rate
         else:
-            self.times = (np.array(pts) - pts[0]) * float(stream.time_base)
+            later = np.arange(1, self.count - len(stamps) + 1) / rate  # without a time of their own
+            times = (np.array(stamps) - stamps[0]) * float(stream.time_base)
+            self.times = np.append(times, times[-1] + later)
         self.duration = float(self.times[-1] + 1 / rate)
         start = (stream.start_time or 0) * float(stream.time_base)
         self._check_end(container, stream, start + self.duration)
@@ -306,6 +329,14 @@ class LinearReader(FrameReader):
         for packet in itertools.chain(demux(container, stream, self.budget), [None]):
             yield from decoder.feed(packet)
         self.damage = self.damage or decoder.damage
+
+
+def _rising(stamps: list[int | None]) -> list[int] | None:
+    """The times, if they rise. A decoder does not tell the times of the last frames, those that it held back."""
+    held_back = stamps.index(None) if None in stamps else len(stamps)
+    known = [stamp for stamp in stamps[:held_back] if stamp is not None]
+    is_rising = all(a < b for a, b in itertools.pairwise(known))
+    return known if is_rising and len(known) > max(0, len(stamps) - _HELD_BACK) else None
 
 
 class WebpReader(FrameReader):

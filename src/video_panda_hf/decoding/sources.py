@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -41,6 +42,12 @@ CONTAINER_FORMATS = (
     "wav,mp3,flac,aac"  # sound only: the error can then name the format
 )
 _TS_SYNC_BYTES = (0, 188), (4, 192), (0, 204)  # MPEG-TS variants: (offset of the sync byte "G", packet length)
+_THEORA_HEADER = 0x80  # set in the first byte of a packet that is none of a frame
+_ASF, _ASF_PROPERTIES = bytes.fromhex("3026b2758e66cf11"), bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_MP4_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"moof", b"pnot", b"uuid"}
+# The number of packets in a table where all have one size, and in a fragment's table without their sizes.
+_SAMPLE_TABLE = re.compile(rb"stsz\0...(?!\0\0\0\0)....(....)|trun\0[\0\1]..(....)", re.DOTALL)
+_PACKETS_OF_ANY_FILE = 4 * 10**6
 _TAIL = 64  # bytes at the end of a file to check; some writers pad
 _READ_SIZE = 2**18  # bytes that one read of a Python file object asks for
 # Accept titles and tags that are not UTF-8. PyAV does so by default since version 19.
@@ -130,17 +137,47 @@ class Look:
         return self.head[:4] == b"RIFF" and self.head[8:12] == b"WEBP"
 
 
-def look_at(readable: str | BinaryIO) -> Look:
-    """Reads the first bytes of what `open_source` yields and, for some formats, the last ones."""
+def look_at(readable: str | BinaryIO, video: str) -> Look:
+    """Reads the first bytes of what `open_source` yields and, for some formats, the last ones.
+
+    Raises:
+        CorruptVideoError: if an mp4 or mov file lists far more packets than it can hold.
+    """
     with as_file(readable) as file:
-        head = file.read(3 * 204)
+        head = file.read(2**10)
+        _check_sample_tables(file, head, video)
         return Look(head, _breaks_off(head, file))
+
+
+def _check_sample_tables(file: BinaryIO, head: bytes, video: str) -> None:
+    """FFmpeg takes memory for each packet that an mp4 file lists, and a few bytes can list many of one size."""
+    if head[4:8] not in _MP4_BOXES:
+        return
+    size, place, count = file.seek(0, os.SEEK_END), 0, 0
+    while 0 <= place <= size - 16:
+        file.seek(place)
+        box = file.read(16)
+        length, kind = int.from_bytes(box[:4], "big"), box[4:8]
+        length = int.from_bytes(box[8:], "big") if length == 1 else length or size - place
+        if length < 8:
+            return
+        if kind in (b"moov", b"moof"):
+            tables = _SAMPLE_TABLE.findall(file.read(max(0, min(length, size - place) - 16)))
+            count += sum(int.from_bytes(of_track or of_fragment, "big") for of_track, of_fragment in tables)
+            if count > max(16 * size, _PACKETS_OF_ANY_FILE):
+                raise CorruptVideoError(f"{video}: lists {count} packets, more than its {size} bytes can hold.")
+            if isinstance(file, HttpFile):  # each fragment would be a request
+                return
+        place += length
 
 
 def _breaks_off(head: bytes, file: BinaryIO) -> str | None:
     if head.startswith((b"GIF87a", b"GIF89a")):
         file.seek(-min(_TAIL, file.seek(0, os.SEEK_END)), os.SEEK_END)
         return None if file.read().rstrip(b"\0").endswith(b";") else "it lacks the mark that ends a GIF"
+    if head.startswith(_ASF) and (place := head.find(_ASF_PROPERTIES)) >= 0:
+        size, declared = file.seek(0, os.SEEK_END), int.from_bytes(head[place + 40 : place + 48], "little")
+        return f"it has {size} of {declared} bytes" if size < declared else None
     for first, length in _TS_SYNC_BYTES:
         if head[first::length][:3] == b"GGG" and (rest := file.seek(0, os.SEEK_END) % length):
             return f"its last packet has {rest} of {length} bytes"
@@ -190,10 +227,11 @@ def demux(container: InputContainer, stream: VideoStream, budget: Budget) -> Ite
         CorruptVideoError: if the container is damaged, not only a frame in it. If `budget` is not strict, the packets
             end there instead.
     """
+    is_theora = stream is not None and stream.codec_context.name == "theora"
     try:
         for packet in container.demux(stream):
             budget.spend()
-            if packet.size:
+            if packet.size and not (is_theora and memoryview(packet)[0] & _THEORA_HEADER):
                 yield packet
     except IndexError:  # at the end of the file, PyAV fails for a stream that appeared midway
         return

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from operator import index
 from typing import Literal
 
@@ -18,9 +19,10 @@ import numpy as np
 from transformers.video_utils import VideoMetadata
 
 from .errors import Budget, DecodeLimits, VideoFrameError, check_limit, decoders_end_here, errors_of
-from .pictures import FolderReader, is_folder, metadata_of, read_picture
-from .readers import FrameReader, open_reader
-from .sources import VideoSource, describe, look_at, open_source
+from .isolation import open_any
+from .pictures import metadata_of
+from .readers import FrameReader
+from .sources import VideoSource, describe
 
 
 SampleIndicesFn = Callable[[VideoMetadata], Sequence[int]]
@@ -36,6 +38,7 @@ def decode_video(
     strict: bool = True,
     pixels: Literal["stored", "displayed"] = "stored",
     indices: Sequence[int] | None = None,
+    isolate: bool | None = None,
 ) -> tuple[np.ndarray, VideoMetadata]:
     """
     Decodes chosen frames of a video.
@@ -49,7 +52,7 @@ def decode_video(
             frames, from 0 in presentation order, in any order, with repetitions if wanted. Defaults to all frames.
         start, end (`float`, *optional*):
             A window in seconds from the first frame. Only frames presented in [start, end) are decoded and numbered,
-            as if the file were cut there.
+            as if the file were cut there. If none begins there, it is the one on the screen.
         limits (`DecodeLimits`, *optional*):
             Limits of time, memory and size. Defaults to `DecodeLimits()`.
         strict (`bool`, *optional*, defaults to `True`):
@@ -61,6 +64,9 @@ def decode_video(
             for high definition that names no matrix.
         indices (`Sequence[int]`, *optional*):
             The numbers of the wanted frames, in place of `sample_indices_fn`.
+        isolate (`bool`, *optional*):
+            Whether to decode in a worker process (Linux, macOS), so that a video that crashes the decoder, hangs it or
+            takes more than `limits.max_memory_bytes` is a `VideoDecodeError`. Defaults to `limits.isolate`.
 
     Returns:
         `tuple[np.ndarray, VideoMetadata]`: frames, uint8 RGB of shape `(num_frames, height, width, 3)`, upright; and
@@ -78,6 +84,8 @@ def decode_video(
         if sample_indices_fn is not None:
             raise ValueError("`indices` and `sample_indices_fn` both choose frames: give one of them")
         sample_indices_fn = _always(indices)
+    if isolate is not None:
+        limits = replace(limits or DecodeLimits(), isolate=isolate)
     with opened_video(source, start=start, end=end, limits=limits, strict=strict, pixels=pixels) as video:
         return _frames_of(video, sample_indices_fn)
 
@@ -165,20 +173,13 @@ def opened_video(
             frames = video.read(range(first, min(first + 64, video.metadata.total_num_frames)))
     ```
     """
+    kind = "video"
+    if may_be_picture:
+        kind = "video or picture" if may_be_mjpeg else "video or picture, no mjpeg"
     budget = Budget(describe(source), limits or DecodeLimits(), strict, pixels)
     with decoders_end_here():
-        if is_folder(source):
-            yield OpenedVideo(FolderReader(source, budget), (start, end))
-            return
-        with open_source(source, budget) as readable:
-            with errors_of(budget.video):
-                look = look_at(readable)
-                picture = read_picture(readable, look, budget, may_be_mjpeg) if may_be_picture else None
-            if picture is not None:
-                yield OpenedPicture(picture)
-                return
-            with open_reader(readable, look, budget, all_times=start is not None or end is not None) as reader:
-                yield OpenedVideo(reader, (start, end))
+        with open_any(kind, source, budget, all_times=start is not None or end is not None) as reader:
+            yield OpenedVideo(reader, (start, end))
 
 
 class OpenedVideo:
@@ -188,14 +189,17 @@ class OpenedVideo:
     Attributes:
         metadata (`VideoMetadata`):
             See `decode_video`; complete except for `frames_indices`.
+        is_picture (`bool`):
+            Whether it is a picture, which has one frame.
     """
 
-    is_picture = False
-
     def __init__(self, reader: FrameReader, window: tuple[float | None, float | None]):
-        self._reader = reader
-        self._first, count, duration = _window(reader, *window)
-        self.metadata = _metadata(reader, count, duration)
+        self._reader, self.is_picture = reader, reader.is_picture
+        if self.is_picture:
+            self._first, self.metadata = 0, metadata_of(*reader.size)
+        else:
+            self._first, count, duration = _window(reader, *window)
+            self.metadata = _metadata(reader, count, duration)
         self._left_at = time.monotonic()
 
     def check(self, indices: Sequence[int]) -> list[int]:
@@ -221,21 +225,6 @@ class OpenedVideo:
                 return reader.read([self._first + index for index in indices])
         finally:
             self._left_at = time.monotonic()
-
-
-class OpenedPicture(OpenedVideo):
-    """A picture, as a video of one frame."""
-
-    is_picture = True
-
-    def __init__(self, picture: np.ndarray):
-        self._picture, self.metadata = picture, metadata_of(picture)
-
-    def check(self, indices: Sequence[int]) -> list[int]:
-        return [0] * len(indices)
-
-    def read(self, indices: Sequence[int]) -> np.ndarray:
-        return self._picture[self.check(indices)]
 
 
 def _frames_of(video: OpenedVideo, sample_indices_fn: SampleIndicesFn | None) -> tuple[np.ndarray, VideoMetadata]:
@@ -265,6 +254,8 @@ def _window(reader: FrameReader, start: float | None, end: float | None) -> tupl
     if times is None or duration is None:  # only a folder's: the others were opened with `all_times`
         raise ValueError(f"{reader.video}: pictures in a folder have no times for a window. Choose them by `indices`.")
     first, last = np.searchsorted(times, [start, end], side="left")
+    if first == last and start < duration:  # inside a frame that is shown all the while
+        return int(first) - 1, 1, float(min(end, duration) - start)
     if first == last:
         raise ValueError(f"{reader.video}: shows no frame in [{start:g}, {end:g}) s; it lasts {duration:.3f} s")
     stop = times[last] if last < reader.count else duration

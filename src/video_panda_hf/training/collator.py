@@ -4,12 +4,15 @@ import copy
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import chain, islice
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 from transformers.utils import logging
+
+from video_panda_hf.processing import DecodeLimits
 
 from .data import append_json_line
 
@@ -22,6 +25,14 @@ STAND_INS_TRIED = 100
 
 class BadSampleError(ValueError):
     """A sample cannot be trained on, or too many were skipped. The message names the sample and the reason."""
+
+
+def isolated(processor, limits: DecodeLimits | dict | None) -> DecodeLimits | None:
+    """The limits of decoding, in a worker process unless they say no."""
+    given = asdict(limits) if isinstance(limits, DecodeLimits) else dict(limits or {})
+    own = getattr(getattr(processor, "video_processor", None), "decode_limits", None) or {}
+    isolate = given.get("isolate") is not False and os.name == "posix"
+    return DecodeLimits(**{**(given or own), "isolate": isolate})
 
 
 class VideoPandaDataCollator:
@@ -39,7 +50,9 @@ class VideoPandaDataCollator:
         on_error (`str`, *optional*, defaults to `"raise"`):
             What to do with a bad sample (an unreadable video, a row that is too long or has no answer). `"raise"`
             raises a `BadSampleError`. `"skip"` makes the batch smaller. If all samples of a batch are bad, the last
-            good row replaces them with its labels, because a batch without labels has no mean loss.
+            good row replaces them with its labels, because a batch without labels has no mean loss. Videos are then
+            decoded in a worker process (`DecodeLimits.isolate`), so that one that crashes the decoder is skipped too;
+            `decode_limits={"isolate": False}` turns that off.
         skip_log (`str` or `os.PathLike`, *optional*):
             File to which a JSON line is appended for every skipped or replaced sample: id, videos, error, time. All
             processes may share one file.
@@ -84,6 +97,8 @@ class VideoPandaDataCollator:
         self.skip_log = skip_log
         self.max_skipped_share = max_skipped_share
         self.min_samples = min_samples
+        if on_error == "skip":
+            processor_kwargs["decode_limits"] = isolated(processor, processor_kwargs.get("decode_limits"))
         self.processor_kwargs = processor_kwargs
         self.stand_ins = stand_ins
         self._last_good = None
