@@ -1,11 +1,15 @@
 """The demo's functions, as a program calls them; what a browser shows is in `test_browser.py`."""
 
 import itertools
+import signal
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
 
 from helpers.demo import noted_connections, served
+from helpers.processes import free_port
 from video_panda_hf import SHIPPED_CLIPS
 from video_panda_hf.cli import main
 from video_panda_hf.decoding import DecodeLimits, decode_video
@@ -125,3 +129,18 @@ def test_the_command_needs_gradio_and_a_checkpoint(monkeypatch, capsys):
     assert main(["demo"]) == 2
     errors = capsys.readouterr().err
     assert "no such folder: no/such/folder" in errors and 'pip install "video-panda-hf[demo]"' in errors
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_ctrl_c():
+    command = [sys.executable, "-m", "video_panda_cli", "demo", "--port", str(free_port()), "--max-new-tokens", "20"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            lines = iter(process.stderr.readline, "")
+            line = next(line for line in lines if line.startswith("Video-Panda at "))
+            assert ask(Client(line.split()[2], verbose=False), "What colour is it?")[-1][1] == "It is red."
+            process.send_signal(signal.SIGINT)
+            printed, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130 and printed == "" and "Traceback" not in errors
