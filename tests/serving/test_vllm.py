@@ -17,7 +17,6 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from helpers import vllm_engine
-from helpers.processes import run_to_the_end
 from helpers.tiny_models import model_with_processor
 from helpers.tiny_tokenizers import chatml_tokenizer, llama_tokenizer
 from helpers.video_files import VideoSpec, paint
@@ -117,7 +116,9 @@ def test_vllm_gives_the_very_tokens_and_probabilities_of_generate(mode, tmp_path
     given = {"model": str(SHIPPED_MODEL), "requests": requests, "bias": dict.fromkeys(placeholders, 100.0)}
     (tmp_path / "requests.pkl").write_bytes(pickle.dumps(given))
 
-    run_to_the_end([sys.executable, vllm_engine.__file__, tmp_path, mode], timeout=580)
+    command = [sys.executable, vllm_engine.__file__, str(tmp_path), mode]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr[-3000:]
     answers = json.loads((tmp_path / "answers.json").read_text())
     assert len(answers) == len(expected) == 9
     for (name, wanted), answer in zip(expected.items(), answers, strict=True):
