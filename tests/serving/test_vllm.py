@@ -4,7 +4,6 @@ import base64
 import importlib.util
 import io
 import json
-import math
 import pickle
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from helpers import vllm_engine
-from helpers.processes import run_to_the_end
 from helpers.tiny_models import model_with_processor
 from helpers.tiny_tokenizers import chatml_tokenizer, llama_tokenizer
 from helpers.video_files import VideoSpec, paint
@@ -117,7 +115,9 @@ def test_vllm_gives_the_very_tokens_and_probabilities_of_generate(mode, tmp_path
     given = {"model": str(SHIPPED_MODEL), "requests": requests, "bias": dict.fromkeys(placeholders, 100.0)}
     (tmp_path / "requests.pkl").write_bytes(pickle.dumps(given))
 
-    run_to_the_end([sys.executable, vllm_engine.__file__, tmp_path, mode], timeout=580)
+    command = [sys.executable, vllm_engine.__file__, str(tmp_path), mode]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr[-3000:]
     answers = json.loads((tmp_path / "answers.json").read_text())
     assert len(answers) == len(expected) == 9
     for (name, wanted), answer in zip(expected.items(), answers, strict=True):
@@ -230,6 +230,15 @@ def test_an_adapter_on_the_language_model_is_served_by_its_name(post, adapter):
     check(post(**request), base)
 
 
+def processor_of_vllm(folder):
+    from vllm.config import ModelConfig
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    return MULTIMODAL_REGISTRY.create_processor(ModelConfig(model=str(folder), dtype="float32"))
+
+
 TOKENIZERS = {
     "chatml": chatml_tokenizer,
     "llama": lambda: llama_tokenizer(legacy=False),
@@ -240,18 +249,13 @@ TOKENIZERS = {
 @pytest.mark.parametrize("timestamps", [False, True])
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_prompts_are_those_of_the_processor_for_every_tokenizer(kind, timestamps, tmp_path):
-    from vllm.config import ModelConfig
-    from vllm.multimodal import MULTIMODAL_REGISTRY
     from vllm.multimodal.processing import ProcessorInputs, TimingContext
-    from vllm.plugins import load_general_plugins
 
     model, processor = model_with_processor(TOKENIZERS[kind]())
     processor.video_processor.timestamps = timestamps
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    load_general_plugins()
-    config = ModelConfig(model=str(tmp_path), dtype="float32", max_model_len=2048)
-    of_vllm = MULTIMODAL_REGISTRY.create_processor(config)
+    of_vllm = processor_of_vllm(tmp_path)
 
     frames = np.random.default_rng(0).integers(0, 256, (9, 20, 30, 3), dtype=np.uint8)
     picture, metadata = Image.fromarray(frames[0]), {"fps": 2.0, "total_num_frames": 9}
@@ -316,11 +320,6 @@ ModelRegistry.models["VideoPandaForConditionalGeneration"].load_model_cls()
 
 
 def test_the_largest_video_that_fits_is_what_vllm_reserves_memory_for():
-    from vllm.config import ModelConfig
-    from vllm.multimodal import MULTIMODAL_REGISTRY
-
-    config = ModelConfig(model=str(SHIPPED_MODEL), dtype="float32")
-    info = MULTIMODAL_REGISTRY.create_processor(config).info
-    tokens = info.get_mm_max_tokens_per_item(config.max_model_len, {"image": 1, "video": 1})
-    frame = 1 + math.prod((4, 4 + 1))
+    tokens = processor_of_vllm(SHIPPED_MODEL).info.get_mm_max_tokens_per_item(1024, {"image": 1, "video": 1})
+    frame = 1 + 4 * (4 + 1)
     assert tokens == {"image": frame, "video": 1024 // (4 * frame) * 4 * frame}
