@@ -28,7 +28,8 @@ class VideoPandaDataCollator:
     """
     Turns rows of `messages`, as `load_conversations` returns them, into a training batch.
 
-    A row may have several videos and pictures or none. Each is anything that the processor accepts.
+    A row may have several videos and pictures or none. Each is anything that the processor accepts. What follows the
+    last answer is left out.
 
     Args:
         processor (`VideoPandaProcessor`):
@@ -86,7 +87,7 @@ class VideoPandaDataCollator:
         self.min_samples = min_samples
         self.processor_kwargs = processor_kwargs
         self.stand_ins = stand_ins
-        self._last_good = None
+        self._last_good, self._marks_kept = None, False
         self._counts = torch.zeros(COUNTERS, 2, dtype=torch.int64).share_memory_()  # seen, skipped
 
     def __setstate__(self, state: dict) -> None:
@@ -108,10 +109,21 @@ class VideoPandaDataCollator:
         worker = get_worker_info()  # each writes to its own counter
         self._counts[0 if worker is None else 1 + worker.id % (COUNTERS - 1)] += torch.tensor([seen, skipped])
 
-    def with_stand_ins(self, rows: Sequence[dict]) -> "VideoPandaDataCollator":
-        """A copy of this collator with other `stand_ins`. Both share their counts."""
+    def with_stand_ins(self, rows: Sequence[dict], marks_kept: bool = False) -> "VideoPandaDataCollator":
+        """
+        A copy of this collator with other `stand_ins`. Both share their counts.
+
+        Args:
+            rows (`Sequence[dict]`):
+                The rows.
+            marks_kept (`bool`, *optional*, defaults to `False`):
+                Whether a batch gets `kept`, bool `(rows that were given,)`: which of them were not skipped.
+
+        Returns:
+            `VideoPandaDataCollator`: the copy.
+        """
         other = copy.copy(self)
-        other.stand_ins, other._last_good = rows, None
+        other.stand_ins, other._last_good, other._marks_kept = rows, None, marks_kept
         return other
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -129,14 +141,15 @@ class VideoPandaDataCollator:
                 examples.append(self._shortened(example))
                 self._last_good = row
             except Exception as error:
+                examples.append(None)
                 self._skip(row, error)
-        if not examples:
-            examples = [self._stand_in(rows)]
-        return self._pack(examples)
+        kept = [example is not None for example in examples]
+        batch = self._pack([example for example in examples if example is not None] or [self._stand_in(rows)])
+        return {**batch, "kept": torch.tensor(kept)} if self._marks_kept else batch
 
     def _encode(self, rows: list[dict]) -> list[dict[str, torch.Tensor]]:
         """One example per row: `input_ids` and `labels` (tokens,), `pixels` and `grids` of its videos."""
-        conversations = [without_nones(row["messages"]) for row in rows]
+        conversations = [up_to_the_last_answer(without_nones(row["messages"])) for row in rows]
         inputs = self.processor.apply_chat_template(
             conversations,
             tokenize=True,
@@ -248,6 +261,12 @@ def without_nones(messages: list[dict]) -> list[dict]:
         else message
         for message in messages
     ]
+
+
+def up_to_the_last_answer(messages: list[dict]) -> list[dict]:
+    """Nothing is learnt from what follows the last answer."""
+    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    return messages[: answers[-1] + 1] if answers else messages
 
 
 def videos_of(messages: list[dict]):

@@ -13,8 +13,8 @@ import torch
 from huggingface_hub import HfApi
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_managed_module
 
 from video_panda_hf.hub import CARD, ModelFacts, written
 from video_panda_hf.modeling import labels_after
@@ -29,11 +29,13 @@ from .distillation import (
     save_head,
 )
 from .parts import base_model, freeze_parts, has_moving_video, keep_in_step, part_of
+from .predictions import IGNORED, in_place, most_likely, prompts_and_answers
 
 
 CHARACTERS_PER_TOKEN = 4
 TOKENS_PER_VIDEO = 2184
 BATCHES_SORTED = 50  # batches to sort by length at a time
+LONGEST_ANSWER = 256  # tokens, where no setting says how many
 
 # Training arguments in a model card, besides the training's length and the arguments of this package.
 SETTINGS = ["learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim"]
@@ -180,12 +182,6 @@ class VideoPandaTrainer(Trainer):
         self.count(inputs, terms)
         return (loss, outputs) if return_outputs else loss
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """`Trainer`'s prediction step. If only the loss is needed, computes logits only for positions with a label."""
-        if prediction_loss_only and self.compute_loss_func is None and inputs.get("labels") is not None:
-            inputs = {**inputs, "logits_to_keep": labels_after(inputs["labels"]) != -100}
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-
     def distillation_inputs(self, inputs: dict) -> dict:
         """The additional inputs of a model with a distillation head."""
         if inputs.get("pixel_values_videos") is None:
@@ -199,6 +195,61 @@ class VideoPandaTrainer(Trainer):
             "teacher_grid_thw": grids,
             "num_frames_in_batch": self.num_frames_in_batch,
         }
+
+    # Evaluation
+
+    def evaluation_loop(self, *positional, **keywords):
+        """`Trainer`'s loop, without the rows of samples that were skipped."""
+        self.gather_function = self.gather_rows
+        return super().evaluation_loop(*positional, **keywords)
+
+    def gather_rows(self, found):
+        """What all processes found of the samples, as `Accelerator.gather_for_metrics`, without rows of -100 alone."""
+        found = self.accelerator.gather_for_metrics(found)
+        is_rows = isinstance(found, torch.Tensor) and found.dim() == 2
+        return found[(found != IGNORED).any(1)] if is_rows else found
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """
+        `Trainer`'s prediction step. In place of logits it gives generated answers (`args.predict_with_generate`, with
+        the last answers as labels) or the most likely tokens. A `preprocess_logits_for_metrics` of the user gets all
+        logits. If it has none to get, logits are computed only for positions with a label.
+        """
+        inputs = dict(inputs)
+        kept, labels = inputs.pop("kept", None), inputs.get("labels")
+        generates = self.args.predict_with_generate and not prediction_loss_only
+        needs_logits = not (generates or prediction_loss_only) and self.preprocess_logits_for_metrics is not None
+        followed = None
+        if labels is not None and self.compute_loss_func is None and not needs_logits:
+            followed = inputs["logits_to_keep"] = labels_after(labels) != IGNORED
+        if generates and labels is None:
+            loss = None
+        else:
+            only_loss = prediction_loss_only or generates
+            loss, logits, labels = super().prediction_step(model, inputs, only_loss, ignore_keys)
+        if prediction_loss_only or needs_logits:
+            return loss, logits, labels
+        if generates:
+            predictions, labels = self.generate_answers(inputs)
+        else:
+            predictions = most_likely(logits[0] if isinstance(logits, tuple) else logits, followed)
+        return loss, in_place(predictions, kept), None if labels is None else in_place(labels, kept)
+
+    def generate_answers(self, inputs: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The tokens that the model generates in place of the last answer of each row, and this answer's own."""
+        args, settings = self.args, base_model(self.model).generation_config
+        prompts, answers = prompts_and_answers(inputs, settings.pad_token_id or 0)
+        options = {"use_cache": True}
+        if args.generation_config is not None:
+            settings = options["generation_config"] = Seq2SeqTrainer.load_generation_config(args.generation_config)
+        options["max_new_tokens"] = args.generation_max_length or settings.max_new_tokens or LONGEST_ANSWER
+        if args.generation_num_beams is not None:
+            options["num_beams"] = args.generation_num_beams
+        options["synced_gpus"] = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self.model)
+        generated = self.model.generate(**prompts, **options)[:, prompts["input_ids"].shape[1] :]
+        if answers is not None:  # a row without a label is no sample
+            generated = generated.masked_fill((answers == IGNORED).all(1, keepdim=True), IGNORED)
+        return generated, answers
 
     # Parts
 
@@ -242,12 +293,13 @@ class VideoPandaTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """`Trainer`'s DataLoader, whose collator takes its stand-ins from the same dataset."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        with self.settings_for(self.eval_dataset[dataset] if isinstance(dataset, str) else dataset):
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        with self.settings_for(dataset, marks_kept=True):
             return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         """`Trainer`'s DataLoader, whose collator takes its stand-ins from the same dataset."""
-        with self.settings_for(test_dataset):
+        with self.settings_for(test_dataset, marks_kept=True):
             return super().get_test_dataloader(test_dataset)
 
     def is_grouped(self, dataset) -> bool:
@@ -256,16 +308,13 @@ class VideoPandaTrainer(Trainer):
         return grouped and len(dataset) > 0 and "messages" in dataset[0]
 
     @contextmanager
-    def settings_for(self, dataset):
-        """While `Trainer` builds a DataLoader: the collator takes its stand-ins from `dataset`, and a dataset that is
-        grouped here is read sequentially."""
+    def settings_for(self, dataset, marks_kept: bool = False):
+        """While `Trainer` builds a DataLoader: the collator takes its stand-ins from `dataset` (and marks which rows
+        it kept), and a dataset that is grouped here is read sequentially."""
         collator, strategy = self.data_collator, self.args.train_sampling_strategy
-        if (
-            isinstance(collator, VideoPandaDataCollator)
-            and hasattr(dataset, "__len__")
-            and not len(collator.stand_ins)
-        ):
-            self.data_collator = collator.with_stand_ins(dataset)
+        if isinstance(collator, VideoPandaDataCollator) and collator.on_error == "skip":
+            stand_ins = dataset if hasattr(dataset, "__len__") and not len(collator.stand_ins) else collator.stand_ins
+            self.data_collator = collator.with_stand_ins(stand_ins, marks_kept)
         if self.is_grouped(dataset):
             self.args.train_sampling_strategy = "sequential"
         try:
@@ -382,7 +431,7 @@ class VideoPandaTrainer(Trainer):
 
     def training_settings(self) -> dict[str, object]:
         """The training settings in a model card."""
-        args, inherited = self.args, {field.name for field in fields(TrainingArguments)}
+        args, inherited = self.args, {field.name for field in fields(Seq2SeqTrainingArguments)}
         own = [field.name for field in fields(VideoPandaTrainingArguments) if field.name not in inherited]
         if self.teacher is None:
             own.remove("distillation_weight")
