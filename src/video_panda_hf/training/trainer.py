@@ -1,11 +1,9 @@
 """`VideoPandaTrainer`: `transformers.Trainer` with a learning rate per part, and with distillation."""
 
 import os
-import re
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from video_panda_hf.hub import CARD, ModelFacts, written
 from video_panda_hf.modeling import labels_after
 
 from .arguments import VideoPandaTrainingArguments
+from .checkpoints import last_complete_checkpoint
 from .collator import VideoPandaDataCollator
 from .distillation import (
     VideoPandaDistillationHead,
@@ -285,8 +284,7 @@ class VideoPandaTrainer(Trainer):
             batch_size = args.train_batch_size * args.gradient_accumulation_steps
             self.train_dataset = GroupedDataset(dataset, lengths, batch_size, seed)
         try:
-            with self.settings_for(dataset):
-                return super().get_train_dataloader()
+            return self.loader(super().get_train_dataloader, dataset)
         finally:
             self.train_dataset = dataset
 
@@ -294,33 +292,38 @@ class VideoPandaTrainer(Trainer):
         """`Trainer`'s DataLoader, whose collator takes its stand-ins from the same dataset."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
-        with self.settings_for(dataset, marks_kept=True):
-            return super().get_eval_dataloader(eval_dataset)
+        return self.loader(super().get_eval_dataloader, dataset, eval_dataset)
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         """`Trainer`'s DataLoader, whose collator takes its stand-ins from the same dataset."""
-        with self.settings_for(test_dataset, marks_kept=True):
-            return super().get_test_dataloader(test_dataset)
+        return self.loader(super().get_test_dataloader, test_dataset, test_dataset)
 
     def is_grouped(self, dataset) -> bool:
         """Whether to group by length, with lengths estimated from `messages` (`Trainer` needs `input_ids`)."""
         grouped = self.args.train_sampling_strategy == "group_by_length" and hasattr(dataset, "__len__")
         return grouped and len(dataset) > 0 and "messages" in dataset[0]
 
-    @contextmanager
-    def settings_for(self, dataset, marks_kept: bool = False):
-        """While `Trainer` builds a DataLoader: the collator takes its stand-ins from `dataset` (and marks which rows
-        it kept), and a dataset that is grouped here is read sequentially."""
+    def loader(self, make: Callable[..., DataLoader], dataset, *given) -> DataLoader:
+        """
+        A DataLoader of `Trainer`. Its collator takes its stand-ins from `dataset` (and marks which rows it kept, if
+        not for training), and a dataset that is grouped here is read sequentially.
+
+        Workers that persist draw a seed when they start: once in an unbroken run, again in one that goes on. So they
+        have a stream of random numbers of their own, and leave that of dropout alone.
+        """
         collator, strategy = self.data_collator, self.args.train_sampling_strategy
         if isinstance(collator, VideoPandaDataCollator) and collator.on_error == "skip":
             stand_ins = dataset if hasattr(dataset, "__len__") and not len(collator.stand_ins) else collator.stand_ins
-            self.data_collator = collator.with_stand_ins(stand_ins, marks_kept)
+            self.data_collator = collator.with_stand_ins(stand_ins, marks_kept=bool(given))
         if self.is_grouped(dataset):
             self.args.train_sampling_strategy = "sequential"
         try:
-            yield
+            loader = make(*given)
         finally:
             self.data_collator, self.args.train_sampling_strategy = collator, strategy
+        if loader.persistent_workers and loader.generator is None:
+            loader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
 
     def count(self, inputs: dict, terms: list[torch.Tensor]) -> None:
         """Adds the tokens, videos and loss terms of a micro-batch to the next log."""
@@ -367,8 +370,10 @@ class VideoPandaTrainer(Trainer):
         Returns:
             `transformers.trainer_utils.TrainOutput`.
         """
-        if resume_from_checkpoint is True:  # if there is none, `Trainer` raises the error
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir) or True
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"No valid checkpoint found in {self.args.output_dir}")
         self.load_head_of(resume_from_checkpoint)
         output = super().train(resume_from_checkpoint, *positional, **keywords)
         if self.args.load_best_model_at_end:
@@ -524,25 +529,3 @@ def results_table(log_history: list[dict[str, float]]) -> str | None:
 
 def in_short(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """
-    Finds the newest complete `checkpoint-N`. A killed run may leave an incomplete one.
-
-    Args:
-        output_dir (`str` or `Path`):
-            The output folder of a training.
-
-    Returns:
-        `str` or `None`: its folder, or `None` if there is no complete checkpoint.
-    """
-    complete = {
-        int(found[1]): file.parent
-        for file in Path(output_dir).glob("checkpoint-*/trainer_state.json")
-        if (found := re.fullmatch(r"checkpoint-(\d+)", file.parent.name))
-    }
-    return str(complete[max(complete)]) if complete else None
-
-
-__all__ = ["VideoPandaTrainer", "last_complete_checkpoint"]
