@@ -83,11 +83,14 @@ def decoded(trainer, ids: np.ndarray) -> list[str]:
 def main(folder: Path) -> None:
     generating = make_evaluated(folder / "generating", predict_with_generate=True)
     found = generating.predict(generating.eval_dataset)
-    likely = make_evaluated(folder / "likely").predict(generating.eval_dataset)
+    task = str(folder / "shapes.jsonl")
+    evaluated = make_evaluated(folder / "likely", eval_task=task, eval_task_videos=str(SHIPPED_CLIPS))
+    likely = evaluated.predict(generating.eval_dataset)
     saved = {
         "predictions": decoded(generating, found.predictions),
         "labels": decoded(generating, found.label_ids),
         "likely": [row[row >= 0].tolist() for row in likely.predictions],
+        "figures": {name: value for name, value in evaluated.evaluate().items() if "shapes" in name},
     }
     (folder / f"{generating.args.process_index}.json").write_text(json.dumps(saved))
 

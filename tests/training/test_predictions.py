@@ -1,4 +1,4 @@
-"""What `compute_metrics` and `predict` get of an evaluation: generated answers, or the most likely tokens."""
+"""What an evaluation in the course of training gives: generated answers, the most likely tokens, figures of a task."""
 
 import json
 import os
@@ -10,12 +10,14 @@ import torch
 from transformers import AutoProcessor, GenerationConfig
 
 from helpers.evaluated import decoded, eval_rows, make_evaluated
+from helpers.evaluation import lines_of, write_lines
 from helpers.processes import run_to_the_end
 from helpers.tiny_models import tiny_model
 from helpers.training import collate, make_examples, make_trainer
-from video_panda_hf import SHIPPED_MODEL
-from video_panda_hf.training import VideoPandaDataCollator
+from video_panda_hf import SHIPPED_CLIPS, SHIPPED_MODEL
+from video_panda_hf.training import VideoPandaDataCollator, VideoPandaTrainingArguments
 from video_panda_hf.training.collator import up_to_the_last_answer
+from video_panda_hf.training.tasks import load_eval_task
 
 
 GOOD = [0, 2, 3, 6]  # of `eval_rows`
@@ -146,17 +148,91 @@ def test_what_follows_the_last_answer_is_left_out():
     assert len(whole["video_grid_thw"]) == 2 and all(torch.equal(value, cut[name]) for name, value in whole.items())
 
 
+# A task
+
+FIGURES = {"eval_shapes_accuracy": 0.75, "eval_shapes_accuracy_colour": 1.0, "eval_shapes_accuracy_shape": 0.5}
+
+
+def questions(folder: Path) -> str:
+    """Two colours, which the shipped model says, a shape that it does not, and a wrong answer."""
+    colour, shape = ("What colour is the shape?", "colour"), ("Which shape is it?", "shape")
+    asked = [("red_circle_left", *colour, "red"), ("blue_cross_upwards", *colour, "blue")]
+    asked += [("blue_cross_upwards", *shape, "cross"), ("green_square_right", *shape, "a circle")]
+    rows = [dict(zip(("video", "question", "type", "answer"), row, strict=True)) for row in asked]
+    return str(write_lines(folder / "shapes.jsonl", rows))
+
+
+def test_a_task_is_run_at_each_evaluation_and_can_choose_the_best_model(tmp_path):
+    """It changes neither the mode nor the random numbers of the training."""
+    options = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2, "learning_rate": 1e-5, "logging_steps": 1}
+    plain = make_evaluated(tmp_path / "plain", eval_rows()[:1], **options)
+    plain.train()
+    task = {"eval_task": questions(tmp_path), "eval_task_videos": str(SHIPPED_CLIPS)}
+    best = {"metric_for_best_model": "eval_shapes_accuracy", "load_best_model_at_end": True}
+    options |= {"save_strategy": "steps", "save_steps": 1}
+    trainer = make_evaluated(tmp_path / "run", eval_rows()[:1], **options, **task, **best)
+    trainer.train()
+    logged = [
+        {name: value for name, value in entry.items() if "shapes" in name}
+        for entry in trainer.state.log_history
+        if "eval_loss" in entry
+    ]
+    assert logged == [FIGURES, FIGURES] and trainer.state.best_metric == 0.75
+    losses = [[e["loss"] for e in t.state.log_history if "loss" in e] for t in (plain, trainer)]
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+    lines = lines_of(tmp_path / "run" / "eval" / "shapes" / "step-2" / "predictions.jsonl")
+    assert [line["answer"].strip() for line in lines[:2]] == ["It is red.", "It is blue."]
+    assert all(len(line["frames"]) == 8 for line in lines)
+    trainer.model.train()
+    with torch.no_grad():
+        trainer.model.lm_head.weight.zero_()  # the answers of other weights at the same step are not taken for these
+    figures = trainer.figures_of_task()
+    assert figures["eval_shapes_accuracy"] == 0.0 and trainer.model.training
+
+
+def test_a_task_is_run_once_for_several_datasets_and_with_the_frames_of_the_collator(tmp_path):
+    task = {"eval_task": questions(tmp_path), "eval_task_videos": str(SHIPPED_CLIPS)}
+    trainer = make_evaluated(tmp_path / "run", eval_rows()[:1], **task)
+    trainer.data_collator = VideoPandaDataCollator(trainer.processing_class, num_frames=4)
+    rows = eval_rows()
+    metrics = trainer.evaluate({"one": rows[:1], "two": rows[2:3]})
+    assert "eval_one_loss" in metrics and "eval_two_loss" in metrics and "eval_shapes_accuracy" in metrics
+    lines = lines_of(tmp_path / "run" / "eval" / "shapes" / "step-0" / "predictions.jsonl")
+    assert all(len(line["frames"]) == 4 for line in lines)
+
+
+def test_options_of_a_task_are_chosen_by_likelihood(tmp_path):
+    rows = [
+        {"video": "red_circle_left", "question": "What colour is it?", "options": ["It is red.", "A"], "answer": 0}
+    ]
+    task = {"eval_task": str(write_lines(tmp_path / "mc.jsonl", rows)), "eval_task_videos": str(SHIPPED_CLIPS)}
+    metrics = make_evaluated(tmp_path / "run", eval_rows()[:1], **task).evaluate()
+    (line,) = lines_of(tmp_path / "run" / "eval" / "mc" / "step-0" / "predictions.jsonl")
+    assert len(line["log_likelihoods"]) == 2 and metrics["eval_mc_accuracy"] == (line["choice"] == 0)
+
+
+def test_a_task_that_cannot_be_run_is_an_error_at_once(tmp_path):
+    with pytest.raises(ValueError, match="is no task"):
+        make_evaluated(tmp_path, eval_task="nonsense")
+    with pytest.raises(ValueError, match="as `processing_class`"):
+        make_trainer(tmp_path, eval_task=questions(tmp_path))
+    with pytest.raises(ValueError, match="FSDP or ZeRO-3"):
+        load_eval_task(VideoPandaTrainingArguments(str(tmp_path), eval_task="any"), None, is_sharded=True)
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_predictions_of_one(generated, tmp_path):
     trainer, found = generated
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     script = Path(__file__).parents[1] / "helpers" / "evaluated.py"
+    questions(tmp_path)
     run_to_the_end([*command, script, tmp_path], env={**os.environ, "OMP_NUM_THREADS": "1"})
     likely = make_evaluated(tmp_path / "one").predict(eval_rows()).predictions
     expected = {
         "predictions": decoded(trainer, found.predictions),
         "labels": decoded(trainer, found.label_ids),
         "likely": [row[row >= 0].tolist() for row in likely],
+        "figures": FIGURES,
     }
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected

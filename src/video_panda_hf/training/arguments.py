@@ -51,6 +51,11 @@ class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
             generation configuration, or else 256.
         generation_num_beams (`int`, *optional*), generation_config (`str`, `Path` or `GenerationConfig`, *optional*):
             How answers are generated. Default to what the model's own generation configuration says.
+        eval_task (`str`, *optional*):
+            File of questions, or name of a benchmark (`video_panda_hf.evaluation`), that is run at each evaluation,
+            with exact comparison as the judge. Its accuracy is logged as `eval_<task>_accuracy`.
+        eval_task_videos (`str`, *optional*):
+            The folder of its videos. Defaults to the folder of the file.
 
     Raises:
         ValueError: If `distillation_head` is set without `distillation_teacher`, or if nothing is trained.
@@ -92,6 +97,12 @@ class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
     )
     generation_max_length: int | None = field(
         default=None, metadata={"help": "With predict_with_generate: the most tokens of an answer. Default: 256."}
+    )
+    eval_task: str | None = field(
+        default=None, metadata={"help": "File of questions, or name of a benchmark, that is run at each evaluation."}
+    )
+    eval_task_videos: str | None = field(
+        default=None, metadata={"help": "Folder of the videos of eval_task. Default: the folder of the file."}
     )
     if not HAS_ACTIVATION_CHECKPOINTING:
         activation_checkpointing: bool = field(

@@ -29,6 +29,7 @@ from .distillation import (
 )
 from .parts import base_model, freeze_parts, has_moving_video, keep_in_step, part_of
 from .predictions import IGNORED, in_place, most_likely, prompts_and_answers
+from .tasks import figures_of, load_eval_task
 
 
 CHARACTERS_PER_TOKEN = 4
@@ -61,7 +62,8 @@ class VideoPandaTrainer(Trainer):
     * passes the dataset to a `VideoPandaDataCollator` as `stand_ins`;
     * writes a model card about the training, but never over a card that was edited by hand.
 
-    The evaluation loss is the language model's loss only.
+    The evaluation loss is the language model's loss only. Beside it there may be generated answers
+    (`args.predict_with_generate`) and the accuracy of a task (`args.eval_task`).
 
     Args:
         model (`torch.nn.Module`):
@@ -74,7 +76,8 @@ class VideoPandaTrainer(Trainer):
     Raises:
         ValueError: If a teacher is used with DeepSpeed ZeRO-3 or FSDP1; with several GPUs in one process; with label
             smoothing (`Trainer` would apply it to labels that are not shifted); under DeepSpeed ZeRO-3, if some
-            processes have videos in their part of the batch and others only pictures or text.
+            processes have videos in their part of the batch and others only pictures or text; for an `eval_task` under
+            FSDP or ZeRO-3, or without a processor.
     """
 
     args: VideoPandaTrainingArguments
@@ -100,6 +103,8 @@ class VideoPandaTrainer(Trainer):
         if args.distillation_teacher is not None:
             self.teacher = self.load_teacher()
             self.distillation_head = self.add_distillation_head()
+        is_sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        self._eval_task, self._figures = load_eval_task(args, self.processing_class, is_sharded), None
         self._sums, self._steps, self._seconds, self._started = None, 0, 0.0, None
 
     # Distillation
@@ -197,10 +202,29 @@ class VideoPandaTrainer(Trainer):
 
     # Evaluation
 
-    def evaluation_loop(self, *positional, **keywords):
-        """`Trainer`'s loop, without the rows of samples that were skipped."""
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """`Trainer`'s evaluation, with that of `args.eval_task`. Its time does not count for the speeds."""
+        self.stop_clock()
+        if not metric_key_prefix.startswith("eval_"):  # else it is one of several datasets
+            self._figures = None
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(self, dataloader, description, *positional, **keywords):
+        """`Trainer`'s loop, without the rows of samples that were skipped, with the figures of `args.eval_task`."""
         self.gather_function = self.gather_rows
-        return super().evaluation_loop(*positional, **keywords)
+        output = super().evaluation_loop(dataloader, description, *positional, **keywords)
+        if self._eval_task is not None and description == "Evaluation":
+            self._figures = self._figures or self.figures_of_task()
+            output.metrics.update(self._figures)
+        return output
+
+    def figures_of_task(self) -> dict[str, float]:
+        """Runs `args.eval_task` with the frames that the collator takes."""
+        settings = getattr(self.data_collator, "processor_kwargs", {})
+        options = {name: settings.get(name) for name in ("num_frames", "fps", "max_frames")}
+        options["max_new_tokens"] = self.args.generation_max_length or LONGEST_ANSWER
+        model, step = base_model(self.model), self.state.global_step
+        return figures_of(self._eval_task, model, self.processing_class, self.args, step, **options)
 
     def gather_rows(self, found):
         """What all processes found of the samples, as `Accelerator.gather_for_metrics`, without rows of -100 alone."""
@@ -349,11 +373,6 @@ class VideoPandaTrainer(Trainer):
         if self._started is not None:
             self._seconds += time.perf_counter() - self._started
             self._started = None
-
-    def evaluate(self, *positional, **keywords) -> dict[str, float]:
-        """`Trainer`'s evaluation. Its time does not count for the speeds."""
-        self.stop_clock()
-        return super().evaluate(*positional, **keywords)
 
     # Checkpoints
 
