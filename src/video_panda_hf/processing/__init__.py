@@ -2,9 +2,17 @@
 
 from video_panda_hf.decoding import DecodeLimits, VideoDecodeError, VideoDecodeWarning, decode_video
 
-from .processing_video_panda import ROW_TOKEN, VIDEO_TOKEN, VideoPandaProcessor, timestamp
+from .processing_video_panda import ROW_TOKEN, VIDEO_TOKEN, VideoPandaProcessor, timestamp, whole_part
 from .templates import read_template
-from .video_processing_video_panda import SETTINGS, VideoPandaVideoProcessor, rgb_frames
+from .video_processing_video_panda import (
+    IMAGE_KEYS,
+    SETTINGS,
+    SOURCE_KEYS,
+    VideoPandaVideoProcessor,
+    rgb_frames,
+    rgb_of,
+    source_of,
+)
 
 
 # The conversation that the released model was trained on (Vicuna v1).
@@ -12,8 +20,10 @@ CHAT_TEMPLATE = read_template("vicuna")
 
 __all__ = [
     "CHAT_TEMPLATE",
+    "IMAGE_KEYS",
     "ROW_TOKEN",
     "SETTINGS",
+    "SOURCE_KEYS",
     "VIDEO_TOKEN",
     "DecodeLimits",
     "VideoDecodeError",
@@ -22,5 +32,8 @@ __all__ = [
     "VideoPandaVideoProcessor",
     "decode_video",
     "rgb_frames",
+    "rgb_of",
+    "source_of",
     "timestamp",
+    "whole_part",
 ]

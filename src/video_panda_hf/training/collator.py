@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 from transformers.utils import logging
 
-from .data import append_json_line
+from .data import append_json_line, media_in, whole_messages
 
 
 logger = logging.get_logger(__name__)
@@ -28,8 +28,8 @@ class VideoPandaDataCollator:
     """
     Turns rows of `messages`, as `load_conversations` returns them, into a training batch.
 
-    A row may have several videos and pictures or none. Each is anything that the processor accepts. What follows the
-    last answer is left out.
+    A row may have several videos and pictures or none, in its messages or in columns (`videos`, `images`). Each is
+    anything that the processor accepts. What follows the last answer is left out.
 
     Args:
         processor (`VideoPandaProcessor`):
@@ -149,7 +149,7 @@ class VideoPandaDataCollator:
 
     def _encode(self, rows: list[dict]) -> list[dict[str, torch.Tensor]]:
         """One example per row: `input_ids` and `labels` (tokens,), `pixels` and `grids` of its videos."""
-        conversations = [up_to_the_last_answer(without_nones(row["messages"])) for row in rows]
+        conversations = [up_to_the_last_answer(without_nones(messages_of(row))) for row in rows]
         inputs = self.processor.apply_chat_template(
             conversations,
             tokenize=True,
@@ -248,6 +248,11 @@ class VideoPandaDataCollator:
         return batch
 
 
+def messages_of(row: dict) -> list[dict]:
+    """The messages, with what stands in columns of its own at its place."""
+    return whole_messages(row) if media_in(row) else row["messages"]
+
+
 def without_nones(messages: list[dict]) -> list[dict]:
     """Drops fields that are `None`: Arrow gives every part the fields of all parts."""
     return [
@@ -271,7 +276,7 @@ def up_to_the_last_answer(messages: list[dict]) -> list[dict]:
 
 def videos_of(messages: list[dict]):
     """The videos and pictures of a conversation, in order."""
-    keys = ("video", "image", "path", "url", "base64", "image_url", "video_url")
+    keys = ("video", "image", "bytes", "path", "url", "base64", "image_url", "video_url")
     for message in messages:
         for part in message["content"] if isinstance(message["content"], list) else []:
             if part.get("type") in ("video", "image", "image_url", "video_url"):
@@ -281,7 +286,7 @@ def videos_of(messages: list[dict]):
 def row_videos(row) -> list:
     """Like `videos_of`, for a row that may be malformed."""
     try:
-        return list(videos_of(row["messages"]))
+        return list(videos_of(messages_of(row)))
     except Exception:
         return []
 
