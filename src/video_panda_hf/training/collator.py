@@ -255,17 +255,13 @@ def messages_of(row: dict) -> list[dict]:
 
 def without_nones(messages: list[dict]) -> list[dict]:
     """Drops fields that are `None`: Arrow gives every part the fields of all parts."""
-    return [
-        {
-            **message,
-            "content": [
-                {key: value for key, value in part.items() if value is not None} for part in message["content"]
-            ],
-        }
-        if isinstance(message["content"], list)
-        else message
-        for message in messages
-    ]
+
+    def cleaned(content):
+        if not isinstance(content, list):
+            return content
+        return [{key: value for key, value in part.items() if value is not None} for part in content]
+
+    return [{**message, "content": cleaned(message["content"])} for message in messages]
 
 
 def up_to_the_last_answer(messages: list[dict]) -> list[dict]:

@@ -283,18 +283,16 @@ class VideoPandaTrainer(Trainer):
             part_of_parameter = {
                 parameter: part_of(name) for name, parameter in (model or self.model).named_parameters()
             }
+            rates = {
+                part: getattr(self.args, f"{part}_learning_rate") for part in ("vision", "language", "distillation")
+            }
             self.optimizer.param_groups = [
-                {**group, "params": params, "lr": rate}
+                {**group, "params": params, "lr": group["lr"] if rate is None else rate}
                 for group in self.optimizer.param_groups
-                for part, rate in self.learning_rates(group["lr"]).items()
+                for part, rate in rates.items()
                 if (params := [p for p in group["params"] if part_of_parameter[p] == part])
             ]
         return self.optimizer
-
-    def learning_rates(self, default: float) -> dict[str, float]:
-        """The learning rate of each part: `vision`, `language`, `distillation`."""
-        rates = {part: getattr(self.args, f"{part}_learning_rate") for part in ("vision", "language", "distillation")}
-        return {part: default if rate is None else rate for part, rate in rates.items()}
 
     # Data and logs
 
@@ -457,6 +455,7 @@ class VideoPandaTrainer(Trainer):
         """The training settings in a model card."""
         args, inherited = self.args, {field.name for field in fields(Seq2SeqTrainingArguments)}
         own = [field.name for field in fields(VideoPandaTrainingArguments) if field.name not in inherited]
+        own.remove("eval_task_videos")  # a folder of this machine
         if self.teacher is None:
             own.remove("distillation_weight")
         length = "max_steps" if args.max_steps > 0 else "num_train_epochs"
