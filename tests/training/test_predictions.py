@@ -190,7 +190,7 @@ def test_a_task_is_run_at_each_evaluation_and_can_choose_the_best_model(tmp_path
     assert figures["eval_shapes_accuracy"] == 0.0 and trainer.model.training
 
 
-def test_a_task_is_run_once_for_several_datasets_and_with_the_frames_of_the_collator(tmp_path):
+def test_a_task_is_run_once_for_several_datasets_with_the_collators_frames(tmp_path):
     task = {"eval_task": questions(tmp_path), "eval_task_videos": str(SHIPPED_CLIPS)}
     trainer = make_evaluated(tmp_path / "run", eval_rows()[:1], **task)
     trainer.data_collator = VideoPandaDataCollator(trainer.processing_class, num_frames=4)
