@@ -3,14 +3,18 @@
 from video_panda_hf.decoding import DecodeLimits, VideoDecodeError, VideoDecodeWarning, decode_video
 
 from .open_files import opened, opened_file
-from .processing_video_panda import FLATTENED, ROW_TOKEN, VIDEO_TOKEN, VideoPandaProcessor, timestamp
+from .processing_video_panda import FLATTENED, ROW_TOKEN, VIDEO_TOKEN, VideoPandaProcessor, timestamp, whole_part
 from .templates import read_template
 from .video_processing_video_panda import (
+    IMAGE_KEYS,
     SETTINGS,
+    SOURCE_KEYS,
     VideoPandaVideoProcessor,
     check_frame_count,
     list_metadata,
     rgb_frames,
+    rgb_of,
+    source_of,
 )
 
 
@@ -20,8 +24,10 @@ CHAT_TEMPLATE = read_template("vicuna")
 __all__ = [
     "CHAT_TEMPLATE",
     "FLATTENED",
+    "IMAGE_KEYS",
     "ROW_TOKEN",
     "SETTINGS",
+    "SOURCE_KEYS",
     "VIDEO_TOKEN",
     "DecodeLimits",
     "VideoDecodeError",
@@ -34,5 +40,8 @@ __all__ = [
     "opened",
     "opened_file",
     "rgb_frames",
+    "rgb_of",
+    "source_of",
     "timestamp",
+    "whole_part",
 ]

@@ -441,9 +441,7 @@ def rgb_frames(video, input_data_format: str | ChannelDimension | None = None) -
     if ChannelDimension(layout) == ChannelDimension.LAST:
         video = video.permute(0, 3, 1, 2)
     if video.shape[1] not in (1, 3, 4):
-        raise ValueError(
-            f"frames must have 1, 3 or 4 channels; this video of shape {tuple(video.shape)} has {video.shape[1]}"
-        )
+        raise ValueError(f"frames must have 1, 3 or 4 channels; this video has the shape {tuple(video.shape)}")
     return tvF.grayscale_to_rgb(video) if video.shape[1] == 1 else video[:, :3]
 
 
@@ -500,7 +498,7 @@ def list_pictures(images) -> Videos:
     if isinstance(images, (list, tuple)) or (isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4):
         return Videos(picture for item in images for picture in list_pictures(item))
     if isinstance(images, Mapping):
-        return list_pictures(source_of(images, "image", ("image", "path", "url", "base64"), {})[0])
+        return list_pictures(source_of(images, "image", IMAGE_KEYS, {})[0])
     if is_encoded(images):
         return Videos([EncodedVideo(images, is_picture=True)])
     if is_picture(images):
@@ -626,7 +624,9 @@ def video_of(part: Mapping):
 def source_of(part: Mapping, kind: str, keys: tuple, settings: Mapping) -> tuple[Any, dict]:
     """What stands under one of `keys`, and the settings beside it, by their own names."""
     given = {key: value for key, value in part.items() if value is not None and key != "type"}
-    sources = [given.pop(key) for key in keys if key in given]
+    if "bytes" in given:  # a file of `datasets`, whose "path" is then but its name
+        given.pop("path", None)
+    sources = [given.pop(key) for key in (*keys, "bytes") if key in given]
     if unknown := sorted(given.keys() - settings):
         raise ValueError(f"{unknown[0]!r} is no key of {kind}: there are {[*keys, *settings]}")
     named = {settings[key]: value for key, value in given.items()}
@@ -635,10 +635,10 @@ def source_of(part: Mapping, kind: str, keys: tuple, settings: Mapping) -> tuple
     for key, value in named.items():
         if key != "indices" and (isinstance(value, bool) or not isinstance(value, Real)):
             raise ValueError(f"{key!r} of {kind} is a number, not {value!r}")
-    return sources[0], named
+    return source_of(sources[0], kind, keys, {})[0] if isinstance(sources[0], Mapping) else sources[0], named
 
 
-SOURCE_KEYS = ("video", "path", "url")
+SOURCE_KEYS, IMAGE_KEYS = ("video", "path", "url"), ("image", "path", "url", "base64")
 SETTINGS = {name: name for name in ("start", "end", "indices", "num_frames", "fps", "max_frames")}
 SETTINGS |= {"video_start": "start", "video_end": "end", "nframes": "num_frames"}  # as others call them
 PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}

@@ -1,6 +1,7 @@
 """Training Video-Panda with `transformers.Trainer`: arguments, data, collator, trainer, distillation."""
 
 from .arguments import VideoPandaTrainingArguments
+from .checkpoints import last_complete_checkpoint
 from .collator import BadSampleError, VideoPandaDataCollator
 from .data import ConversationError, ConversationReport, load_conversations
 from .distillation import (
@@ -11,7 +12,7 @@ from .distillation import (
     distillation_loss,
 )
 from .parts import LANGUAGE_MODEL_LINEARS, STAB_AND_PROJECTOR
-from .trainer import VideoPandaTrainer, last_complete_checkpoint
+from .trainer import VideoPandaTrainer
 
 
 __all__ = [

@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments
 
 
 # transformers 5.16 has only the old name, `gradient_checkpointing`. Later releases deprecate that name.
-HAS_ACTIVATION_CHECKPOINTING = hasattr(TrainingArguments, "activation_checkpointing")
+HAS_ACTIVATION_CHECKPOINTING = hasattr(Seq2SeqTrainingArguments, "activation_checkpointing")
 
 
 @dataclass
-class VideoPandaTrainingArguments(TrainingArguments):
+class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
     """
-    `transformers.TrainingArguments` plus the settings of Video-Panda's parts.
+    `transformers.Seq2SeqTrainingArguments` plus the settings of Video-Panda's parts.
 
     Two inherited defaults differ. `remove_unused_columns` is `False`, because the collator needs the column
     `messages`. `dispatch_batches` of `accelerator_config` is `False`, because packed pixels cannot be sliced by rows.
@@ -44,6 +44,18 @@ class VideoPandaTrainingArguments(TrainingArguments):
             Whether to drop columns that the model's forward does not take, before the collator sees them.
         activation_checkpointing (`bool`, *optional*, defaults to `False`):
             Whether to recompute activations in the backward pass: slower, but less memory.
+        predict_with_generate (`bool`, *optional*, defaults to `False`):
+            Whether `evaluate` and `predict` generate the last answer of each sample for `compute_metrics`.
+        generation_max_length (`int`, *optional*):
+            The most tokens of a generated answer, the prompt not counted. Defaults to `max_new_tokens` of the
+            generation configuration, or else 256.
+        generation_num_beams (`int`, *optional*), generation_config (`str`, `Path` or `GenerationConfig`, *optional*):
+            How answers are generated. Default to what the model's own generation configuration says.
+        eval_task (`str`, *optional*):
+            File of questions, or name of a benchmark (`video_panda_hf.evaluation`), that is run at each evaluation,
+            with exact comparison as the judge. Its accuracy is logged as `eval_<task>_accuracy`.
+        eval_task_videos (`str`, *optional*):
+            The folder of its videos. Defaults to the folder of the file.
 
     Raises:
         ValueError: If `distillation_head` is set without `distillation_teacher`, or if nothing is trained.
@@ -82,6 +94,15 @@ class VideoPandaTrainingArguments(TrainingArguments):
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Drop what the model's forward does not take before the collator sees it."}
+    )
+    generation_max_length: int | None = field(
+        default=None, metadata={"help": "With predict_with_generate: the most tokens of an answer. Default: 256."}
+    )
+    eval_task: str | None = field(
+        default=None, metadata={"help": "File of questions, or name of a benchmark, that is run at each evaluation."}
+    )
+    eval_task_videos: str | None = field(
+        default=None, metadata={"help": "Folder of the videos of eval_task. Default: the folder of the file."}
     )
     if not HAS_ACTIVATION_CHECKPOINTING:
         activation_checkpointing: bool = field(

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from video_panda_hf.processing import DecodeLimits
 
-from .data import append_json_line
+from .data import append_json_line, media_in, whole_messages
 
 
 logger = logging.get_logger(__name__)
@@ -39,7 +39,8 @@ class VideoPandaDataCollator:
     """
     Turns rows of `messages`, as `load_conversations` returns them, into a training batch.
 
-    A row may have several videos and pictures or none. Each is anything that the processor accepts.
+    A row may have several videos and pictures or none, in its messages or in columns (`videos`, `images`). Each is
+    anything that the processor accepts. What follows the last answer is left out.
 
     Args:
         processor (`VideoPandaProcessor`):
@@ -101,7 +102,7 @@ class VideoPandaDataCollator:
             processor_kwargs["decode_limits"] = isolated(processor, processor_kwargs.get("decode_limits"))
         self.processor_kwargs = processor_kwargs
         self.stand_ins = stand_ins
-        self._last_good = None
+        self._last_good, self._marks_kept = None, False
         self._counts = torch.zeros(COUNTERS, 2, dtype=torch.int64).share_memory_()  # seen, skipped
 
     def __setstate__(self, state: dict) -> None:
@@ -123,10 +124,21 @@ class VideoPandaDataCollator:
         worker = get_worker_info()  # each writes to its own counter
         self._counts[0 if worker is None else 1 + worker.id % (COUNTERS - 1)] += torch.tensor([seen, skipped])
 
-    def with_stand_ins(self, rows: Sequence[dict]) -> "VideoPandaDataCollator":
-        """A copy of this collator with other `stand_ins`. Both share their counts."""
+    def with_stand_ins(self, rows: Sequence[dict], marks_kept: bool = False) -> "VideoPandaDataCollator":
+        """
+        A copy of this collator with other `stand_ins`. Both share their counts.
+
+        Args:
+            rows (`Sequence[dict]`):
+                The rows.
+            marks_kept (`bool`, *optional*, defaults to `False`):
+                Whether a batch gets `kept`, bool `(rows that were given,)`: which of them were not skipped.
+
+        Returns:
+            `VideoPandaDataCollator`: the copy.
+        """
         other = copy.copy(self)
-        other.stand_ins, other._last_good = rows, None
+        other.stand_ins, other._last_good, other._marks_kept = rows, None, marks_kept
         return other
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -144,14 +156,15 @@ class VideoPandaDataCollator:
                 examples.append(self._shortened(example))
                 self._last_good = row
             except Exception as error:
+                examples.append(None)
                 self._skip(row, error)
-        if not examples:
-            examples = [self._stand_in(rows)]
-        return self._pack(examples)
+        kept = [example is not None for example in examples]
+        batch = self._pack([example for example in examples if example is not None] or [self._stand_in(rows)])
+        return {**batch, "kept": torch.tensor(kept)} if self._marks_kept else batch
 
     def _encode(self, rows: list[dict]) -> list[dict[str, torch.Tensor]]:
         """One example per row: `input_ids` and `labels` (tokens,), `pixels` and `grids` of its videos."""
-        conversations = [without_nones(row["messages"]) for row in rows]
+        conversations = [up_to_the_last_answer(without_nones(messages_of(row))) for row in rows]
         inputs = self.processor.apply_chat_template(
             conversations,
             tokenize=True,
@@ -250,24 +263,31 @@ class VideoPandaDataCollator:
         return batch
 
 
+def messages_of(row: dict) -> list[dict]:
+    """The messages, with what stands in columns of its own at its place."""
+    return whole_messages(row) if media_in(row) else row["messages"]
+
+
 def without_nones(messages: list[dict]) -> list[dict]:
     """Drops fields that are `None`: Arrow gives every part the fields of all parts."""
-    return [
-        {
-            **message,
-            "content": [
-                {key: value for key, value in part.items() if value is not None} for part in message["content"]
-            ],
-        }
-        if isinstance(message["content"], list)
-        else message
-        for message in messages
-    ]
+
+    def cleaned(content):
+        if not isinstance(content, list):
+            return content
+        return [{key: value for key, value in part.items() if value is not None} for part in content]
+
+    return [{**message, "content": cleaned(message["content"])} for message in messages]
+
+
+def up_to_the_last_answer(messages: list[dict]) -> list[dict]:
+    """Nothing is learnt from what follows the last answer."""
+    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    return messages[: answers[-1] + 1] if answers else messages
 
 
 def videos_of(messages: list[dict]):
     """The videos and pictures of a conversation, in order."""
-    keys = ("video", "image", "path", "url", "base64", "image_url", "video_url")
+    keys = ("video", "image", "bytes", "path", "url", "base64", "image_url", "video_url")
     for message in messages:
         for part in message["content"] if isinstance(message["content"], list) else []:
             if part.get("type") in ("video", "image", "image_url", "video_url"):
@@ -277,7 +297,7 @@ def videos_of(messages: list[dict]):
 def row_videos(row) -> list:
     """Like `videos_of`, for a row that may be malformed."""
     try:
-        return list(videos_of(row["messages"]))
+        return list(videos_of(messages_of(row)))
     except Exception:
         return []
 

@@ -4,6 +4,9 @@
 `checked_row` normalises one row and validates it.
 """
 
+import base64
+import binascii
+import io
 import json
 import os
 import re
@@ -11,20 +14,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
+from PIL import Image
 from transformers.utils import logging
 
-from video_panda_hf.processing import SETTINGS
+from video_panda_hf.processing import IMAGE_KEYS, SETTINGS, SOURCE_KEYS, rgb_of, source_of, whole_part
 
 
 logger = logging.get_logger(__name__)
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-KINDS = ("video", "image")
+KINDS = {"video": (SOURCE_KEYS, SETTINGS), "image": (IMAGE_KEYS, {})}  # the keys of a part of each kind
 ROWS_AT_ONCE = 10_000  # rows converted to Arrow at a time: as Python objects they take ten times the memory
+BYTES_AT_ONCE = 1 << 28
+ROWS_OF_A_TABLE = 32  # rows of `datasets` that are read at a time; each may have whole videos in it
 NAMED_PROBLEMS = 5
 
 MALFORMED = "malformed"
@@ -63,6 +68,10 @@ def load_conversations(
 
     An image (`image`, `images`, `<image>`, `{"type": "image", "image": …}`) is given like a video.
 
+    A video or an image is a path or URL, the bytes of a file, `{"path", "bytes"}` (as columns of `Video` and `Image`
+    of `datasets` have it, which are not decoded here), a PIL image, or anything else of this kind that a message to
+    the processor may have, except frames in memory.
+
     Args:
         source (`str`, `os.PathLike`, `list`, `datasets.Dataset` or `Iterable[dict]`):
             A .json file (a list, or one row per line), .jsonl or .parquet file, several files of one kind, a folder
@@ -85,8 +94,8 @@ def load_conversations(
 
     Returns:
         `datasets.Dataset` or `datasets.IterableDataset` with the columns `id` (from the row, or its number) and
-        `messages`. A message's content is a list of parts with the fields `type`, `text`, `video`, `image` and the
-        settings of a video; fields that do not apply are `None`.
+        `messages`. A message's content is a list of parts with the fields `type`, `text`, `video`, `image`, `bytes`
+        and the settings of a video; fields that do not apply are `None`.
 
     Raises:
         ConversationError: If rows are bad, or if no row is left.
@@ -111,15 +120,14 @@ def load_conversations(
         if isinstance(rows, IterableDataset):
             columns = rows.column_names or list(next(iter(rows), {}))
             options = {"batched": True, "with_indices": True, "remove_columns": columns, "features": features()}
-            return rows.map(partial(checked_batch, check=check), **options)
+            return rows.map(partial(checked_batch, check=check), batch_size=ROWS_OF_A_TABLE, **options)
         if isinstance(rows, Rows):  # `datasets` shards a stream by the lists in `gen_kwargs`
             given = {"files": rows.files, "check": check}
             return IterableDataset.from_generator(stream_files, features=features(), gen_kwargs=given)
         return IterableDataset.from_generator(partial(stream, rows, check), features=features())
 
     kept = check(enumerate(rows), on_error="count")  # check all rows first, so that one error reports all bad ones
-    chunks = iter(lambda: list(islice(kept, ROWS_AT_ONCE)), [])
-    datasets = [Dataset.from_list(chunk, features=features()) for chunk in chunks]
+    datasets = [Dataset.from_list(chunk, features=features()) for chunk in chunks_of(kept)]
     summary = "\n".join([str(report), *report.first_problems])
     if report.problems and on_error == "raise":
         raise ConversationError(summary)
@@ -173,7 +181,7 @@ class RowError(ValueError):
 def features():
     from datasets import Features, Value
 
-    part = {name: Value("string") for name in ("type", "text", *KINDS)}
+    part = {name: Value("string") for name in ("type", "text", *KINDS)} | {"bytes": Value("large_binary")}
     part |= {name: Value("float64") for name in ("start", "end", "fps")}
     part |= {"indices": [Value("int64")], "num_frames": Value("int64"), "max_frames": Value("int64")}
     return Features({"id": Value("string"), "messages": [{"role": Value("string"), "content": [part]}]})
@@ -230,15 +238,38 @@ def local_files(source) -> list[Path]:
 
 
 def open_source(source, files: list[Path], split: str, streaming: bool) -> Iterable:
-    from datasets import Dataset, load_dataset
+    from datasets import Dataset, IterableDataset, load_dataset
 
-    if files and all(file.suffix == ".parquet" for file in files):
-        return load_dataset("parquet", data_files=list(map(str, files)), split="train", streaming=streaming)
-    if files:
+    if files and any(file.suffix != ".parquet" for file in files):
         return Rows(files)
-    if isinstance(source, (str, os.PathLike)):
-        return load_dataset(os.fspath(source), split=split, streaming=streaming)
-    return source.to_iterable_dataset() if streaming and isinstance(source, Dataset) else source
+    if files:
+        source = load_dataset("parquet", data_files=list(map(str, files)), split="train", streaming=streaming)
+    elif isinstance(source, (str, os.PathLike)):
+        source = load_dataset(os.fspath(source), split=split, streaming=streaming)
+    elif streaming and isinstance(source, Dataset):
+        source = source.to_iterable_dataset()
+    # `datasets` would decode videos and pictures, and needs torchcodec for it: a table has them as they are.
+    if isinstance(source, IterableDataset):
+        return source if source.features is None else source.decode(False)
+    return rows_of(source) if isinstance(source, Dataset) else source
+
+
+def rows_of(dataset) -> Iterator[dict]:
+    for table in dataset.with_format("arrow").iter(ROWS_OF_A_TABLE):
+        yield from table.to_pylist()
+
+
+def chunks_of(rows: Iterator[dict]) -> Iterator[list[dict]]:
+    """Stretches of the rows, limited in rows and in bytes."""
+    chunk, size = [], 0
+    for row in rows:
+        chunk.append(row)
+        size += sum(len(part["bytes"] or b"") for part in parts_of(row["messages"]))
+        if len(chunk) == ROWS_AT_ONCE or size > BYTES_AT_ONCE:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def stream(rows: Iterable, check) -> Iterator[dict]:
@@ -298,20 +329,30 @@ def checked_row(row, number: int, video_folder: Path, check_files: bool) -> dict
     Raises:
         RowError: for the first problem found.
     """
-    turns = turns_of(row)
-    given = {kind: listed(row, kind) for kind in KINDS}
-    markers = [f"<{kind}>" for kind in KINDS if kind == "video" or given[kind]]
-    messages = [read_turn(turn, markers) for turn in turns]
-    unused = fill_markers(messages, given)
-
-    check_speakers(messages)
-    check_videos(messages, given, unused)
+    messages = whole_messages(row)
     check_texts(messages)
     messages = [{**m, "content": [with_all_fields(part, video_folder) for part in m["content"]]} for m in messages]
     if check_files:
         check_files_exist(messages)
     name = row.get("id")
     return {"id": str(number if name is None else name), "messages": messages}
+
+
+def whole_messages(row) -> list[dict]:
+    """
+    The messages of a row of either form. Each part that is no text has its video or picture, whatever it is.
+
+    Raises:
+        RowError: for the first problem found.
+    """
+    turns = turns_of(row)
+    given = {kind: listed(row, kind) for kind in KINDS}
+    markers = [f"<{kind}>" for kind in KINDS if kind == "video" or given[kind]]
+    messages = [read_turn(turn, markers) for turn in turns]
+    unused = fill_markers(messages, given)
+    check_speakers(messages)
+    check_videos(messages, given, unused)
+    return messages
 
 
 def turns_of(row) -> list:
@@ -323,6 +364,11 @@ def turns_of(row) -> list:
     if not isinstance(turns, list) or not turns:
         raise RowError(MALFORMED, "no list of turns under `messages` or `conversations`")
     return turns
+
+
+def media_in(row: dict) -> bool:
+    """Whether videos or pictures stand in columns of their own."""
+    return any(listed(row, kind) for kind in KINDS)
 
 
 def listed(row: dict, kind: str) -> list:
@@ -348,17 +394,28 @@ def read_turn(turn, markers: list[str]) -> dict:
 
 
 def read_part(part: dict, markers: list[str]) -> list[dict]:
-    kind = part.get("type")
-    if kind == "text" and isinstance(part.get("text"), str):
+    if part.get("type") == "text" and isinstance(part.get("text"), str):
         return split_at_markers(part["text"], markers)
+    part = whole_part({key: value for key, value in part.items() if key != "text" or value is not None})
+    kind = part.get("type")
     if kind not in KINDS:
         raise RowError(MALFORMED, f"a part of type {kind!r}, or one without its text")
-    given = {key: value for key, value in part.items() if value is not None and key not in ("type", "text")}
-    own = [given.pop(key) for key in (kind, "path", "url") if key in given]
-    if unknown := sorted(given.keys() - (SETTINGS if kind == "video" else {})):
-        raise RowError(MALFORMED, f"{unknown[0]!r} is no key of a {kind}: there are {kind}, path, url and settings")
-    settings = {SETTINGS[key]: value for key, value in given.items()}
-    return [{"type": kind, **settings, "video": own[0]} if own else {"type": kind, **settings}]
+    keys, settings = KINDS[kind]
+    given = part.get(kind, {})
+    is_marker = given.keys().isdisjoint((*keys, "bytes"))
+    source, named = read_source({**given, kind: ""} if is_marker else given, kind, settings)
+    return [{"type": kind, **named} if is_marker else {"type": kind, **named, kind: source}]
+
+
+def read_source(given: dict, kind: str, settings: dict) -> tuple[object, dict]:
+    """The video or picture of a part, and the settings beside it, as the processor understands them."""
+    try:
+        source, named = source_of(given, kind, KINDS[kind][0], settings)
+        if isinstance(source, str) and source is given.get("base64") and not source.startswith("data:"):
+            source = base64.b64decode(source, validate=True)
+    except (ValueError, AttributeError, binascii.Error) as error:
+        raise RowError(MALFORMED, str(error)) from error
+    return source, named
 
 
 def split_at_markers(text: str, markers: list[str]) -> list[dict]:
@@ -380,8 +437,8 @@ def fill_markers(messages: list[dict], given: dict[str, list]) -> dict[str, int]
     """Gives each part without a video the next of its kind. Returns how many of each kind no part took."""
     waiting = {kind: list(videos) for kind, videos in given.items()}
     for part in parts_of(messages):
-        if part["type"] in KINDS and "video" not in part and waiting[part["type"]]:
-            part["video"] = waiting[part["type"]].pop(0)
+        if (kind := part["type"]) in KINDS and kind not in part and waiting[kind]:
+            part[kind] = read_source({kind: waiting[kind].pop(0)}, kind, {})[0]
     return {kind: len(videos) for kind, videos in waiting.items()}
 
 
@@ -397,13 +454,8 @@ def check_speakers(messages: list[dict]) -> None:
 def check_videos(messages: list[dict], given: dict[str, list], unused: dict[str, int]) -> None:
     for part in parts_of(messages):
         kind = part["type"]
-        if kind == "text":
-            continue
-        if "video" not in part:
+        if kind in KINDS and kind not in part:
             raise RowError(WRONG_COUNT, f"more <{kind}> than the {len(given[kind])} under `{kind}`")
-        video = part["video"]
-        if not isinstance(video, (str, os.PathLike)) or not os.fspath(video):
-            raise RowError(MALFORMED, f"a {kind} is a path or a URL here, not {type(video).__name__}")
     for kind, count in unused.items():
         if count:
             total = len(given[kind])
@@ -416,17 +468,33 @@ def check_texts(messages: list[dict]) -> None:
 
 
 def with_all_fields(part: dict, video_folder: Path) -> dict:
-    fields = dict.fromkeys(("type", "text", *KINDS, *SETTINGS.values()))
-    if part["type"] == "text":
+    fields = dict.fromkeys(("type", "text", *KINDS, "bytes", *SETTINGS.values()))
+    kind = part["type"]
+    if kind == "text":
         return {**fields, **part}
-    video = os.fspath(part["video"])
-    return {**fields, **part, "video": None, part["type"]: video if "://" in video else str(video_folder / video)}
+    source = part[kind]
+    if isinstance(source, (str, os.PathLike)) and os.fspath(source):
+        source = os.fspath(source)
+        return {**fields, **part, kind: source if is_url(source) else str(video_folder / source)}
+    if kind == "image" and isinstance(source, Image.Image):
+        file = io.BytesIO()
+        Image.fromarray(rgb_of(source)).save(file, "PNG")
+        source = file.getvalue()
+    if hasattr(source, "read"):
+        source = source.read()
+    if not isinstance(source, (bytes, bytearray, memoryview)):
+        raise RowError(MALFORMED, f"a {kind} is a path, a URL or a file's bytes here, not {type(source).__name__}")
+    return {**fields, **part, kind: None, "bytes": bytes(source)}
+
+
+def is_url(source: str) -> bool:
+    return "://" in source or source.startswith("data:")
 
 
 def check_files_exist(messages: list[dict]) -> None:
     for part in parts_of(messages):
         file = part.get(part["type"]) if part["type"] in KINDS else None
-        if file is not None and "://" not in file and not os.path.exists(file):
+        if file is not None and not is_url(file) and not os.path.exists(file):
             raise RowError(MISSING_FILE, f"{file}: no such file")
 
 

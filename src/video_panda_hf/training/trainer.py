@@ -1,11 +1,9 @@
 """`VideoPandaTrainer`: `transformers.Trainer` with a learning rate per part, and with distillation."""
 
 import os
-import re
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,13 +11,14 @@ import torch
 from huggingface_hub import HfApi
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_managed_module
 
 from video_panda_hf.hub import CARD, ModelFacts, written
 from video_panda_hf.modeling import labels_after
 
 from .arguments import VideoPandaTrainingArguments
+from .checkpoints import last_complete_checkpoint
 from .collator import VideoPandaDataCollator
 from .distillation import (
     VideoPandaDistillationHead,
@@ -29,11 +28,14 @@ from .distillation import (
     save_head,
 )
 from .parts import base_model, freeze_parts, has_moving_video, keep_in_step, part_of
+from .predictions import IGNORED, in_place, most_likely, prompts_and_answers
+from .tasks import figures_of, load_eval_task
 
 
 CHARACTERS_PER_TOKEN = 4
 TOKENS_PER_VIDEO = 2184
 BATCHES_SORTED = 50  # batches to sort by length at a time
+LONGEST_ANSWER = 256  # tokens, where no setting says how many
 
 # Training arguments in a model card, besides the training's length and the arguments of this package.
 SETTINGS = ["learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim"]
@@ -60,7 +62,8 @@ class VideoPandaTrainer(Trainer):
     * passes the dataset to a `VideoPandaDataCollator` as `stand_ins`;
     * writes a model card about the training, but never over a card that was edited by hand.
 
-    The evaluation loss is the language model's loss only.
+    The evaluation loss is the language model's loss only. Beside it there may be generated answers
+    (`args.predict_with_generate`) and the accuracy of a task (`args.eval_task`).
 
     Args:
         model (`torch.nn.Module`):
@@ -73,7 +76,8 @@ class VideoPandaTrainer(Trainer):
     Raises:
         ValueError: If a teacher is used with DeepSpeed ZeRO-3 or FSDP1; with several GPUs in one process; with label
             smoothing (`Trainer` would apply it to labels that are not shifted); under DeepSpeed ZeRO-3, if some
-            processes have videos in their part of the batch and others only pictures or text.
+            processes have videos in their part of the batch and others only pictures or text; for an `eval_task` under
+            FSDP or ZeRO-3, or without a processor.
     """
 
     args: VideoPandaTrainingArguments
@@ -99,6 +103,8 @@ class VideoPandaTrainer(Trainer):
         if args.distillation_teacher is not None:
             self.teacher = self.load_teacher()
             self.distillation_head = self.add_distillation_head()
+        is_sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        self._eval_task, self._figures = load_eval_task(args, self.processing_class, is_sharded), None
         self._sums, self._steps, self._seconds, self._started = None, 0, 0.0, None
 
     # Distillation
@@ -180,12 +186,6 @@ class VideoPandaTrainer(Trainer):
         self.count(inputs, terms)
         return (loss, outputs) if return_outputs else loss
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """`Trainer`'s prediction step. If only the loss is needed, computes logits only for positions with a label."""
-        if prediction_loss_only and self.compute_loss_func is None and inputs.get("labels") is not None:
-            inputs = {**inputs, "logits_to_keep": labels_after(inputs["labels"]) != -100}
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-
     def distillation_inputs(self, inputs: dict) -> dict:
         """The additional inputs of a model with a distillation head."""
         if inputs.get("pixel_values_videos") is None:
@@ -200,6 +200,80 @@ class VideoPandaTrainer(Trainer):
             "num_frames_in_batch": self.num_frames_in_batch,
         }
 
+    # Evaluation
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """`Trainer`'s evaluation, with that of `args.eval_task`. Its time does not count for the speeds."""
+        self.stop_clock()
+        if not metric_key_prefix.startswith("eval_"):  # else it is one of several datasets
+            self._figures = None
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def evaluation_loop(self, dataloader, description, *positional, **keywords):
+        """`Trainer`'s loop, without the rows of samples that were skipped, with the figures of `args.eval_task`."""
+        self.gather_function = self.gather_rows
+        output = super().evaluation_loop(dataloader, description, *positional, **keywords)
+        if self._eval_task is not None and description == "Evaluation":
+            self._figures = self._figures or self.figures_of_task()
+            output.metrics.update(self._figures)
+        return output
+
+    def figures_of_task(self) -> dict[str, float]:
+        """Runs `args.eval_task` with the frames that the collator takes."""
+        settings = getattr(self.data_collator, "processor_kwargs", {})
+        options = {name: settings.get(name) for name in ("num_frames", "fps", "max_frames")}
+        options["max_new_tokens"] = self.args.generation_max_length or LONGEST_ANSWER
+        model, step = base_model(self.model), self.state.global_step
+        return figures_of(self._eval_task, model, self.processing_class, self.args, step, **options)
+
+    def gather_rows(self, found):
+        """What all processes found of the samples, as `Accelerator.gather_for_metrics`, without rows of -100 alone."""
+        found = self.accelerator.gather_for_metrics(found)
+        is_rows = isinstance(found, torch.Tensor) and found.dim() == 2
+        return found[(found != IGNORED).any(1)] if is_rows else found
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """
+        `Trainer`'s prediction step. In place of logits it gives generated answers (`args.predict_with_generate`, with
+        the last answers as labels) or the most likely tokens. A `preprocess_logits_for_metrics` of the user gets all
+        logits. If it has none to get, logits are computed only for positions with a label.
+        """
+        inputs = dict(inputs)
+        kept, labels = inputs.pop("kept", None), inputs.get("labels")
+        generates = self.args.predict_with_generate and not prediction_loss_only
+        needs_logits = not (generates or prediction_loss_only) and self.preprocess_logits_for_metrics is not None
+        followed = None
+        if labels is not None and self.compute_loss_func is None and not needs_logits:
+            followed = inputs["logits_to_keep"] = labels_after(labels) != IGNORED
+        if generates and labels is None:
+            loss = None
+        else:
+            only_loss = prediction_loss_only or generates
+            loss, logits, labels = super().prediction_step(model, inputs, only_loss, ignore_keys)
+        if prediction_loss_only or needs_logits:
+            return loss, logits, labels
+        if generates:
+            predictions, labels = self.generate_answers(inputs)
+        else:
+            predictions = most_likely(logits[0] if isinstance(logits, tuple) else logits, followed)
+        return loss, in_place(predictions, kept), None if labels is None else in_place(labels, kept)
+
+    def generate_answers(self, inputs: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The tokens that the model generates in place of the last answer of each row, and this answer's own."""
+        args, settings = self.args, base_model(self.model).generation_config
+        prompts, answers = prompts_and_answers(inputs, settings.pad_token_id or 0)
+        options = {"use_cache": True}
+        if args.generation_config is not None:
+            settings = options["generation_config"] = Seq2SeqTrainer.load_generation_config(args.generation_config)
+        options["max_new_tokens"] = args.generation_max_length or settings.max_new_tokens or LONGEST_ANSWER
+        if args.generation_num_beams is not None:
+            options["num_beams"] = args.generation_num_beams
+        options["synced_gpus"] = is_deepspeed_zero3_enabled() or is_fsdp_managed_module(self.model)
+        generated = self.model.generate(**prompts, **options)[:, prompts["input_ids"].shape[1] :]
+        if answers is not None:  # a row without a label is no sample
+            generated = generated.masked_fill((answers == IGNORED).all(1, keepdim=True), IGNORED)
+        return generated, answers
+
     # Parts
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -209,18 +283,16 @@ class VideoPandaTrainer(Trainer):
             part_of_parameter = {
                 parameter: part_of(name) for name, parameter in (model or self.model).named_parameters()
             }
+            rates = {
+                part: getattr(self.args, f"{part}_learning_rate") for part in ("vision", "language", "distillation")
+            }
             self.optimizer.param_groups = [
-                {**group, "params": params, "lr": rate}
+                {**group, "params": params, "lr": group["lr"] if rate is None else rate}
                 for group in self.optimizer.param_groups
-                for part, rate in self.learning_rates(group["lr"]).items()
+                for part, rate in rates.items()
                 if (params := [p for p in group["params"] if part_of_parameter[p] == part])
             ]
         return self.optimizer
-
-    def learning_rates(self, default: float) -> dict[str, float]:
-        """The learning rate of each part: `vision`, `language`, `distillation`."""
-        rates = {part: getattr(self.args, f"{part}_learning_rate") for part in ("vision", "language", "distillation")}
-        return {part: default if rate is None else rate for part, rate in rates.items()}
 
     # Data and logs
 
@@ -234,44 +306,46 @@ class VideoPandaTrainer(Trainer):
             batch_size = args.train_batch_size * args.gradient_accumulation_steps
             self.train_dataset = GroupedDataset(dataset, lengths, batch_size, seed)
         try:
-            with self.settings_for(dataset):
-                return super().get_train_dataloader()
+            return self.loader(super().get_train_dataloader, dataset)
         finally:
             self.train_dataset = dataset
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """`Trainer`'s DataLoader, whose collator takes its stand-ins from the same dataset."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        with self.settings_for(self.eval_dataset[dataset] if isinstance(dataset, str) else dataset):
-            return super().get_eval_dataloader(eval_dataset)
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        return self.loader(super().get_eval_dataloader, dataset, eval_dataset)
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         """`Trainer`'s DataLoader, whose collator takes its stand-ins from the same dataset."""
-        with self.settings_for(test_dataset):
-            return super().get_test_dataloader(test_dataset)
+        return self.loader(super().get_test_dataloader, test_dataset, test_dataset)
 
     def is_grouped(self, dataset) -> bool:
         """Whether to group by length, with lengths estimated from `messages` (`Trainer` needs `input_ids`)."""
         grouped = self.args.train_sampling_strategy == "group_by_length" and hasattr(dataset, "__len__")
         return grouped and len(dataset) > 0 and "messages" in dataset[0]
 
-    @contextmanager
-    def settings_for(self, dataset):
-        """While `Trainer` builds a DataLoader: the collator takes its stand-ins from `dataset`, and a dataset that is
-        grouped here is read sequentially."""
+    def loader(self, make: Callable[..., DataLoader], dataset, *given) -> DataLoader:
+        """
+        A DataLoader of `Trainer`. Its collator takes its stand-ins from `dataset` (and marks which rows it kept, if
+        not for training), and a dataset that is grouped here is read sequentially.
+
+        Workers that persist draw a seed when they start: once in an unbroken run, again in one that goes on. So they
+        have a stream of random numbers of their own, and leave that of dropout alone.
+        """
         collator, strategy = self.data_collator, self.args.train_sampling_strategy
-        if (
-            isinstance(collator, VideoPandaDataCollator)
-            and hasattr(dataset, "__len__")
-            and not len(collator.stand_ins)
-        ):
-            self.data_collator = collator.with_stand_ins(dataset)
+        if isinstance(collator, VideoPandaDataCollator) and collator.on_error == "skip":
+            stand_ins = dataset if hasattr(dataset, "__len__") and not len(collator.stand_ins) else collator.stand_ins
+            self.data_collator = collator.with_stand_ins(stand_ins, marks_kept=bool(given))
         if self.is_grouped(dataset):
             self.args.train_sampling_strategy = "sequential"
         try:
-            yield
+            loader = make(*given)
         finally:
             self.data_collator, self.args.train_sampling_strategy = collator, strategy
+        if loader.persistent_workers and loader.generator is None:
+            loader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
 
     def count(self, inputs: dict, terms: list[torch.Tensor]) -> None:
         """Adds the tokens, videos and loss terms of a micro-batch to the next log."""
@@ -298,11 +372,6 @@ class VideoPandaTrainer(Trainer):
             self._seconds += time.perf_counter() - self._started
             self._started = None
 
-    def evaluate(self, *positional, **keywords) -> dict[str, float]:
-        """`Trainer`'s evaluation. Its time does not count for the speeds."""
-        self.stop_clock()
-        return super().evaluate(*positional, **keywords)
-
     # Checkpoints
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional, **keywords):
@@ -318,8 +387,10 @@ class VideoPandaTrainer(Trainer):
         Returns:
             `transformers.trainer_utils.TrainOutput`.
         """
-        if resume_from_checkpoint is True:  # if there is none, `Trainer` raises the error
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir) or True
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"No valid checkpoint found in {self.args.output_dir}")
         self.load_head_of(resume_from_checkpoint)
         output = super().train(resume_from_checkpoint, *positional, **keywords)
         if self.args.load_best_model_at_end:
@@ -382,8 +453,9 @@ class VideoPandaTrainer(Trainer):
 
     def training_settings(self) -> dict[str, object]:
         """The training settings in a model card."""
-        args, inherited = self.args, {field.name for field in fields(TrainingArguments)}
+        args, inherited = self.args, {field.name for field in fields(Seq2SeqTrainingArguments)}
         own = [field.name for field in fields(VideoPandaTrainingArguments) if field.name not in inherited]
+        own.remove("eval_task_videos")  # a folder of this machine
         if self.teacher is None:
             own.remove("distillation_weight")
         length = "max_steps" if args.max_steps > 0 else "num_train_epochs"
@@ -475,25 +547,3 @@ def results_table(log_history: list[dict[str, float]]) -> str | None:
 
 def in_short(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """
-    Finds the newest complete `checkpoint-N`. A killed run may leave an incomplete one.
-
-    Args:
-        output_dir (`str` or `Path`):
-            The output folder of a training.
-
-    Returns:
-        `str` or `None`: its folder, or `None` if there is no complete checkpoint.
-    """
-    complete = {
-        int(found[1]): file.parent
-        for file in Path(output_dir).glob("checkpoint-*/trainer_state.json")
-        if (found := re.fullmatch(r"checkpoint-(\d+)", file.parent.name))
-    }
-    return str(complete[max(complete)]) if complete else None
-
-
-__all__ = ["VideoPandaTrainer", "last_complete_checkpoint"]
