@@ -18,6 +18,7 @@ from .errors import (
     VideoUnreadableError,
     limits_of,
 )
+from .isolation import CAN_ISOLATE
 from .live import read_live
 from .pictures import decode_image, decode_picture, rgb_of
 from .sources import VideoSource
@@ -25,6 +26,7 @@ from .video import OpenedVideo, decode_video, decode_video_or_picture, opened_vi
 
 
 __all__ = [
+    "CAN_ISOLATE",
     "CorruptVideoError",
     "DecodeLimits",
     "NotAVideoError",

@@ -30,7 +30,7 @@ from .worker import Channel
 IDLE_WORKERS = 8  # at most so many are kept
 VIDEOS_OF_A_WORKER = 500  # then a new one takes its place
 GRACE = 5.0  # seconds after `max_seconds` until a worker that does not answer is killed
-_CAN_ISOLATE = os.name == "posix"
+CAN_ISOLATE = os.name == "posix"
 # The worker imports this folder only: the package around it would take seconds for torch and transformers.
 _START = """
 import json, sys, types
@@ -114,13 +114,13 @@ class _Pool:
 
 _pool = _Pool()
 atexit.register(_pool.end)
-if _CAN_ISOLATE:
+if CAN_ISOLATE:
     os.register_at_fork(after_in_child=_pool.forget)
 
 
 @contextmanager
 def _open_isolated(kind: str, source: VideoSource, budget: Budget, all_times: bool) -> Iterator[FrameReader]:
-    if not _CAN_ISOLATE:
+    if not CAN_ISOLATE:
         raise ValueError("`isolate=True` needs Linux or macOS")
     request: dict[str, Any] = {
         "kind": kind,

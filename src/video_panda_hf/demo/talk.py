@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from video_panda_hf.decoding import DecodeLimits, decode_video, decode_video_or_picture
+from video_panda_hf.decoding import CAN_ISOLATE, DecodeLimits, decode_video, decode_video_or_picture
 from video_panda_hf.explain import Explanation, explain
 from video_panda_hf.session import VideoPandaSession
 
@@ -20,6 +20,7 @@ DECODE_LIMITS = DecodeLimits(
     max_output_bytes=2**30,
     max_source_bytes=2**29,
     max_seconds=60.0,
+    isolate=CAN_ISOLATE,
 )
 
 

@@ -1,6 +1,6 @@
 """From videos and text to the model's inputs."""
 
-from video_panda_hf.decoding import DecodeLimits, VideoDecodeError, VideoDecodeWarning, decode_video
+from video_panda_hf.decoding import CAN_ISOLATE, DecodeLimits, VideoDecodeError, VideoDecodeWarning, decode_video
 
 from .open_files import opened, opened_file
 from .processing_video_panda import FLATTENED, ROW_TOKEN, VIDEO_TOKEN, VideoPandaProcessor, timestamp, whole_part
@@ -22,6 +22,7 @@ from .video_processing_video_panda import (
 CHAT_TEMPLATE = read_template("vicuna")
 
 __all__ = [
+    "CAN_ISOLATE",
     "CHAT_TEMPLATE",
     "FLATTENED",
     "IMAGE_KEYS",

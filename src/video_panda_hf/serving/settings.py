@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from video_panda_hf.decoding import DecodeLimits
+from video_panda_hf.decoding import CAN_ISOLATE, DecodeLimits
 
 
 NO_FILES = {"dev", "proc", "sys"}  # folders of / in which a file is not what it seems
@@ -88,5 +88,6 @@ class ServerSettings:
             max_output_bytes=2**30,
             max_source_bytes=self.max_media_bytes,
             max_seconds=self.max_media_seconds / max(1, media),
+            isolate=CAN_ISOLATE,
         )
         return {"decode_limits": limits}

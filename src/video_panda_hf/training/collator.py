@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 from transformers.utils import logging
 
-from video_panda_hf.processing import DecodeLimits
+from video_panda_hf.processing import CAN_ISOLATE, DecodeLimits
 
 from .data import append_json_line, media_in, whole_messages
 
@@ -31,7 +31,7 @@ def isolated(processor, limits: DecodeLimits | dict | None) -> DecodeLimits | No
     """The limits of decoding, in a worker process unless they say no."""
     given = asdict(limits) if isinstance(limits, DecodeLimits) else dict(limits or {})
     own = getattr(getattr(processor, "video_processor", None), "decode_limits", None) or {}
-    isolate = given.get("isolate") is not False and os.name == "posix"
+    isolate = given.get("isolate") is not False and CAN_ISOLATE
     return DecodeLimits(**{**(given or own), "isolate": isolate})
 
 
