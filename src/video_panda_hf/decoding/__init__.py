@@ -1,7 +1,8 @@
 """Decodes chosen frames of video files exactly, by seeking, within limits. Also decodes pictures.
 
 Start at `decode_video`. `sources` opens the input, `readers` chooses how to read it, `index` numbers its frames,
-`groups` decodes ranges of packets, `pixels` converts frames to RGB. `read_live` reads a video that is still coming in.
+`groups` decodes ranges of packets, `pixels` converts frames to RGB. `isolation` lets a `worker` process do all this.
+`read_live` reads a video that is still coming in.
 """
 
 from .errors import (

@@ -169,7 +169,7 @@ def _remote_reader(request: dict, data, file: BinaryIO | None, budget: Budget) -
         reader = RemoteReader(worker, file, budget)
         yield reader
         reader.close()
-    except _WorkerError as error:
+    except _Refused as error:
         _pool.give_back(worker)
         raise error.decoding from None
     except BaseException as error:
@@ -182,7 +182,7 @@ def _remote_reader(request: dict, data, file: BinaryIO | None, budget: Budget) -
     _pool.give_back(worker)
 
 
-class _WorkerError(Exception):
+class _Refused(Exception):
     """What the worker says of the video. It is ready for another one."""
 
     def __init__(self, decoding: VideoDecodeError):
@@ -247,7 +247,7 @@ class RemoteReader(FrameReader):
                 found = getattr(errors, str(answer["error"]), None)
                 if not (isinstance(found, type) and issubclass(found, VideoDecodeError)):
                     found = VideoDecodeError
-                raise _WorkerError(found(answer["message"]))
+                raise _Refused(found(answer["message"]))
             if "read" not in answer:
                 return answer, data
             self._send(*self._read_for_worker(*answer["read"]))

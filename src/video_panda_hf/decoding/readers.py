@@ -51,7 +51,7 @@ def open_reader(readable: str | BinaryIO, look: Look, budget: Budget, all_times:
                 index = index_frames(container, stream, budget, all_times)
                 reader = None
                 if index is not None:
-                    with suppress(_SeekError):
+                    with suppress(_SeekFailed):
                         decoder = GroupDecoder(container, stream, budget, budget.strict, index)
                         reader = SeekingReader(readable, decoder)
                 if reader is None:
@@ -61,7 +61,7 @@ def open_reader(readable: str | BinaryIO, look: Look, budget: Budget, all_times:
         yield reader
 
 
-class _SeekError(CorruptVideoError):
+class _SeekFailed(CorruptVideoError):
     """Seeking does not lead to the first frame."""
 
 
@@ -165,7 +165,7 @@ class SeekingReader(FrameReader):
         for numbers in [0], range(0 if self.strict else self.count):
             for number, frame in self.decoder.decode(numbers):
                 return number, frame
-        raise _SeekError(
+        raise _SeekFailed(
             f"{self.video}: frame 0 of {self.count} cannot be decoded. The file is damaged: replace or repair it."
         )
 
