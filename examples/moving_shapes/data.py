@@ -14,7 +14,7 @@ import argparse
 import io
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import av
@@ -108,7 +108,7 @@ class Clip:
     direction: str | None = None
     pace: str | None = None
     frames: np.ndarray | None = None
-    boxes: np.ndarray | None = None
+    boxes: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def description(self) -> str:

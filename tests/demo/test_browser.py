@@ -21,6 +21,8 @@ playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 HERE = {"127.0.0.1", "::1", "localhost"}
 PATIENCE = 90_000  # milliseconds
+# The camera is a drawing of Chromium's own: a green circle.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
 
@@ -30,7 +32,7 @@ def asked():
     """A page in a browser, and the addresses that it asked for."""
     addresses = []
     with noted_connections() as hosts, served(max_new_tokens=20) as address, playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1180, "height": 800})
         page.set_default_timeout(PATIENCE)
         page.on("request", lambda request: addresses.append(request.url))
@@ -93,3 +95,17 @@ def test_a_visitor_asks_twice_sees_an_explanation_and_an_error(asked, tmp_path):
     asked_for = [urlsplit(address) for address in addresses]
     outside = {part.geturl() for part in asked_for if part.scheme.startswith("http") and part.hostname not in HERE}
     assert asked_for and not outside
+
+
+def test_a_visitor_asks_about_what_the_camera_recorded(asked):
+    page, _ = asked
+    page.reload()
+    page.get_by_label("Capture from camera").first.click()
+    page.get_by_text("Click to Access Webcam").first.click()
+    page.get_by_label("start recording").first.click()
+    page.get_by_text("Stop", exact=True).first.wait_for()
+    page.wait_for_timeout(4000)  # a recording that is shorter may be empty on a busy machine
+    page.get_by_text("Stop", exact=True).first.click()
+    page.get_by_label("Clear", exact=True).first.wait_for()  # it has been uploaded
+    ask(page, "What colour is it?")
+    playwright.expect(page.get_by_test_id("bot").last).to_contain_text("green", timeout=PATIENCE)
