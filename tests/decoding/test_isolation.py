@@ -251,3 +251,12 @@ def test_many_videos_leave_no_descriptor_open(clip, workers):
         except NotAVideoError:
             assert source == b"nothing"
     assert held() <= before and len(workers) == 1
+
+
+@pytest.mark.parametrize("answer", [{}, {"count": "many"}, {"count": 3, "duration": [], "size": [1]}, {"error": "os"}])
+def test_a_worker_that_says_something_else_is_ended(clip, workers, answer, monkeypatch):
+    monkeypatch.setattr(isolation.Channel, "receive", lambda self: (answer, b""))
+    with pytest.raises(VideoDecodeError, match=r"clip\.mp4|None"):
+        decode_video(clip, limits=ISOLATED)
+    monkeypatch.undo()
+    assert len(decode_video(clip, limits=ISOLATED)[0]) == 48

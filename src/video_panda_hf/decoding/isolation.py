@@ -196,10 +196,14 @@ class RemoteReader(FrameReader):
         super().__init__(budget)
         self.worker, self.file, self.is_open = worker, file, True
         facts, times = self._receive()
-        self.count, self.duration = int(facts["count"]), facts["duration"]
-        self.is_picture = bool(facts["is_picture"])
-        self._set_size(*map(int, facts["size"]))
-        self.times = np.frombuffer(times) if times else None
+        try:
+            self.count, self.duration = int(facts["count"]), facts["duration"] and float(facts["duration"])
+            self.is_picture = bool(facts["is_picture"])
+            height, width = map(int, facts["size"])
+            self.times = np.frombuffer(times) if times else None
+        except (KeyError, TypeError, ValueError):  # a video has taken it over
+            raise self._died() from None
+        self._set_size(height, width)
 
     def read(self, numbers: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
         shape = len(numbers), *self.size, 3
@@ -211,8 +215,8 @@ class RemoteReader(FrameReader):
         finally:
             os.close(descriptor)
         answer, _ = self._receive()
-        for text in answer["warnings"]:
-            warnings.warn(text, VideoDecodeWarning, stacklevel=3)
+        for text in answer.get("warnings", ()):
+            warnings.warn(str(text), VideoDecodeWarning, stacklevel=3)
         self.is_open = True
         return np.frombuffer(memory, dtype=np.uint8, count=int(np.prod(shape))).reshape(shape)
 
@@ -247,7 +251,7 @@ class RemoteReader(FrameReader):
                 found = getattr(errors, str(answer["error"]), None)
                 if not (isinstance(found, type) and issubclass(found, VideoDecodeError)):
                     found = VideoDecodeError
-                raise _Refused(found(answer["message"]))
+                raise _Refused(found(str(answer.get("message"))))
             if "read" not in answer:
                 return answer, data
             self._send(*self._read_for_worker(*answer["read"]))
