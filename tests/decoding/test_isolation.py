@@ -253,10 +253,10 @@ def test_many_videos_leave_no_descriptor_open(clip, workers):
     assert held() <= before and len(workers) == 1
 
 
-@pytest.mark.parametrize("answer", [{}, {"count": "many"}, {"count": 3, "duration": [], "size": [1]}, {"error": "os"}])
+@pytest.mark.parametrize("answer", [{}, {"count": "many"}, {"count": 3, "duration": [], "size": [1]}])
 def test_a_worker_that_says_something_else_is_ended(clip, workers, answer, monkeypatch):
     monkeypatch.setattr(isolation.Channel, "receive", lambda self: (answer, b""))
-    with pytest.raises(VideoDecodeError, match=r"clip\.mp4|None"):
+    with pytest.raises(VideoDecodeError, match=r"clip\.mp4.*worker process"):
         decode_video(clip, limits=ISOLATED)
     monkeypatch.undo()
     assert len(decode_video(clip, limits=ISOLATED)[0]) == 48
