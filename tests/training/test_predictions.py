@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from transformers import AutoProcessor, GenerationConfig
 
 from helpers.evaluated import decoded, eval_rows, make_evaluated
 from helpers.evaluation import lines_of, write_lines
-from helpers.processes import run_to_the_end
 from helpers.tiny_models import tiny_model
 from helpers.training import collate, make_examples, make_trainer
 from video_panda_hf import SHIPPED_CLIPS, SHIPPED_MODEL
@@ -221,12 +219,14 @@ def test_a_task_that_cannot_be_run_is_an_error_at_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_predictions_of_one(generated, tmp_path):
+def test_two_processes_give_the_predictions_of_one(generated, forks, tmp_path):
     trainer, found = generated
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     script = Path(__file__).parents[1] / "helpers" / "evaluated.py"
     questions(tmp_path)
-    run_to_the_end([*command, script, tmp_path], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PET_START_METHOD": "fork", "PET_RUN_PATH": "1"}  # without imports
+    done = forks.run([*command, script, tmp_path], env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
     likely = make_evaluated(tmp_path / "one").predict(eval_rows()).predictions
     expected = {
         "predictions": decoded(trainer, found.predictions),
