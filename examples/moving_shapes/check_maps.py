@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from data import SAMPLED, make_clips
-from evaluate import ROWS, accuracy, questions_about
+from held_out import accuracy, print_table, questions_about
 from video_panda_hf.explain import METHODS, PARTS, explain, without
 
 
@@ -75,11 +75,10 @@ def check(model, processor, clips: list, seed: int) -> tuple[dict, dict]:
     rng = np.random.default_rng(seed)
     places, areas = defaultdict(list), defaultdict(list)
     by_clip = defaultdict(list)
-    for number, _, question, _ in questions_about(clips, seed):
-        by_clip[number].append(question)
-    asked = [(number, str(rng.choice(questions))) for number, questions in by_clip.items()]
-    for number, question in tqdm(asked, "questions", mininterval=5):
-        clip = clips[number]
+    for row in questions_about(clips, seed):
+        by_clip[row["video"]].append(row["question"])
+    asked = [str(rng.choice(questions)) for questions in by_clip.values()]
+    for clip, question in zip(clips, tqdm(asked, "questions", mininterval=5), strict=True):
         seen = np.linspace(0, len(clip.frames) - 1, SAMPLED).astype(int)
         frames, boxes = clip.frames[seen], clip.boxes[:, seen]
         found = {method: explain(model, processor, frames, question, method=method) for method in METHODS}
@@ -180,11 +179,7 @@ def print_ablation(model, processor, clips: list, seed: int) -> None:
     for part in PARTS:
         with without(model, part):
             columns[f"without {part if part == 'both' else part.upper()}"] = accuracy(model, processor, clips, seed)
-    print("| answers right, % |", " | ".join(columns), "|")
-    print("|---|" + "---:|" * len(columns))
-    first = next(iter(columns.values()))
-    for row in sorted(first, key=list(ROWS.values()).index):
-        print(f"| {row} |", " | ".join(f"{100 * shares[row]:.1f}" for shares in columns.values()), "|")
+    print_table(columns)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def add_judge(steps) -> None:
         description="Have the answers of a run judged. The key of an OpenAI-compatible endpoint is OPENAI_API_KEY.",
     )
     parser.add_argument("run_folder", metavar="DIR", help="the folder of the run")
-    parser.add_argument("--judge", required=True, choices=["exact", "openai", "local"], help="who judges")
+    parser.add_argument("--judge", required=True, choices=["exact", "match", "openai", "local"], help="who judges")
     parser.add_argument(
         "--model", metavar="NAME", help="the endpoint's model, or folder or Hub id of a language model"
     )
@@ -136,7 +136,7 @@ def add_report(steps) -> None:
         description="Print the figures of one or several runs of a task, side by side.",
     )
     parser.add_argument("run_folders", nargs="+", metavar="DIR", help="folders of runs")
-    parser.add_argument("--judge", metavar="NAME", help="whose judgements: exact, openai-MODEL or local-MODEL")
+    parser.add_argument("--judge", metavar="NAME", help="whose judgements: exact, match, openai-MODEL or local-MODEL")
     parser.add_argument("--format", choices=["text", "markdown", "json"], default="text", help="(default: text)")
 
 
@@ -211,7 +211,7 @@ def judge(options: argparse.Namespace) -> int:
     common.check_folder(folder)
     if prompts is not None:
         common.check_file(prompts)
-    if options.judge != "exact" and not options.model:
+    if options.judge in ("openai", "local") and not options.model:
         raise ValueError(f"--judge {options.judge} needs --model, the name of the model that judges.")
     if options.limit is not None and not options.check_judge:
         raise ValueError("--limit is for --check-judge; `predict --limit` asks a sample.")
@@ -239,8 +239,8 @@ def judge(options: argparse.Namespace) -> int:
 
 
 def judge_of(options: argparse.Namespace, evaluation):
-    if options.judge == "exact":
-        return evaluation.ExactJudge()
+    if options.judge in ("exact", "match"):
+        return evaluation.ExactJudge(whole=options.judge == "match")
     if options.judge == "openai":
         return evaluation.OpenAIJudge(
             options.model,

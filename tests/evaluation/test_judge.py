@@ -113,6 +113,19 @@ def test_exact_is_normalised_match_and_containment(answer, prediction, match, ri
     assert is_same(answer, prediction) == (match, right)
 
 
+def test_match_wants_the_answer_without_further_words(tmp_path):
+    predictions = ["Yes.", "Yes, it is.", "no"]
+    folder = write_run(tmp_path / "run", [{"prediction": prediction} for prediction in predictions])
+    for by, expected in ((ExactJudge(whole=True), [True, False, False]), (ExactJudge(), [True, True, False])):
+        assert judge(folder, by).done == 3
+        lines = judgements(folder, by.name).values()
+        assert [line["correct"] for line in lines] == expected and {line["model"] for line in lines} == {by.name}
+    shares = {name: report([folder], name).figures[0][0].value[0] for name in ("match", "exact")}
+    assert shares == {"match": pytest.approx(1 / 3), "exact": pytest.approx(2 / 3)}
+    with pytest.raises(ValueError, match="several judges \\(exact, match\\): name one"):
+        report([folder])
+
+
 def test_the_exact_judge_needs_no_model_and_judges_all(tmp_path):
     folder = write_run(tmp_path / "run", [{"prediction": "Yes, it is."}, {"prediction": "no"}, {"error": "missing"}])
     done = judge(folder, ExactJudge())

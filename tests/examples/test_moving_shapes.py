@@ -1,5 +1,8 @@
 """The small model that ships, and the data it learned from."""
 
+import contextlib
+import io
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +11,16 @@ import numpy as np
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from helpers.readme import README
 from video_panda_hf.assets import SHIPPED_CLIPS, SHIPPED_MODEL
+from video_panda_hf.cli import main
+from video_panda_hf.decoding import decode_video
 
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "moving_shapes"))
 from data import KINDS, Clip, ask, combinations, draw, make_clips, opposite
-from evaluate import TIME_DEPENDENT, accuracy, generate_answers, shuffled
+from held_out import ROWS, TIME_DEPENDENT, accuracy, constant_accuracy, questions_about, shuffled
+from held_out import main as write_held_out
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +36,20 @@ def model():
 @pytest.fixture(scope="module")
 def held_out_clips():
     return list(make_clips(98, seed=1234, held_out=True))
+
+
+def generate_answers(model, processor, videos: list, questions: list[str]) -> list[str]:
+    """One greedy answer of `generate` for each video and its question."""
+    conversations = [
+        [{"role": "user", "content": [{"type": "video", "video": video}, {"type": "text", "text": question}]}]
+        for video, question in zip(videos, questions, strict=True)
+    ]
+    inputs = processor.apply_chat_template(
+        conversations, add_generation_prompt=True, tokenize=True, return_dict=True, padding=True, return_tensors="pt"
+    )
+    output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+    answers = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [answer.strip() for answer in answers]
 
 
 # The data
@@ -93,6 +114,75 @@ def test_clips_are_square_landscape_and_portrait(held_out_clips):
     assert {np.sign(c.frames.shape[2] - c.frames.shape[1]) for c in held_out_clips} == {-1, 0, 1}
 
 
+# The task
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """What the script writes of 7 clips, and what it prints."""
+    folder, printed = tmp_path_factory.mktemp("task"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", ["held_out.py", "--output", str(folder), "--clips", "7", "--seed", "3"])
+        write_held_out()
+    return folder, printed.getvalue().splitlines()
+
+
+def test_the_task_has_all_questions_about_held_out_clips(task):
+    folder, printed = task
+    clips = list(make_clips(7, seed=3, held_out=True))
+    written = [folder / name / "moving-shapes.jsonl" for name in ("clips", "shuffled")]
+    rows, same = ([json.loads(line) for line in file.read_text().splitlines()] for file in written)
+    assert rows == same == list(questions_about(clips, seed=3))
+    asked = [(row["video"], row["id"].split("-")[1]) for row in rows]
+    assert asked == [(f"{number:04}.mp4", kind) for number, clip in enumerate(clips) for kind in clip.questions]
+    assert {row["type"] for row in rows} <= set(ROWS.values())
+    for name, expected in (("clips", clips), ("shuffled", shuffled(clips, seed=3))):
+        frames = [decode_video(str(folder / name / f"{number:04}.mp4"))[0] for number in range(7)]
+        assert [len(video) for video in frames] == [len(clip.frames) for clip in expected]
+        assert all(abs(a.astype(int) - b.frames).mean() < 8 for a, b in zip(frames, expected, strict=True))
+    assert printed[:2] == [str(file) for file in written]
+    assert printed[2] == "| answers right, % | best constant answer |"
+
+
+def test_the_best_constant_answer_is_the_most_frequent_one():
+    clips = [Clip("motion", (("red", "circle"),), way) for way in ("upwards", "downwards", "upwards", "to the left")]
+    expected = {"colour": 1, "shape": 1, "left or right": 1, "up or down": 2 / 3, "description": 1 / 2}
+    assert constant_accuracy(clips, seed=0) == expected
+
+
+def test_eval_of_the_task_gives_the_share_of_right_texts(task, model, processor, tmp_path, capsys):
+    """From the command line, for clips and shuffled ones; the difference between them is paired."""
+    runs = [str(tmp_path / name) for name in ("clips", "shuffled")]
+    for run, name in zip(runs, ("clips", "shuffled"), strict=True):
+        file = str(task[0] / name / "moving-shapes.jsonl")
+        assert main(["eval", "predict", "--task", file, "--output", run, "--max-new-tokens", "24"]) == 0
+        assert main(["eval", "judge", run, "--judge", "match"]) == 0
+    capsys.readouterr()
+    assert main(["eval", "report", *runs, "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = list(questions_about(make_clips(7, seed=3, held_out=True), seed=3))
+    assert [counts["answered"] for counts in told["counts"]] == [len(rows)] * 2
+    by_name = [{figure["name"]: figure for figure in figures} for figures in told["figures"]]
+    for name, figures in zip(("clips", "shuffled"), by_name, strict=True):
+        videos = [str(task[0] / name / row["video"]) for row in rows]
+        given = generate_answers(model, processor, videos, [row["question"] for row in rows])
+        right = [answer == row["answer"] for answer, row in zip(given, rows, strict=True)]
+        for kind in {row["type"] for row in rows}:
+            of_kind = [yes for yes, row in zip(right, rows, strict=True) if row["type"] == kind]
+            figure = figures[f"accuracy of {kind}, all"]
+            assert (figure["count"], figure["value"][0]) == (len(of_kind), pytest.approx(np.mean(of_kind)))
+    clips, shuffled_ones = (figures["accuracy, all"]["value"][0] for figures in by_name)
+    assert clips > shuffled_ones + 0.1
+    assert by_name[1]["accuracy, all"]["difference"][0] == pytest.approx(shuffled_ones - clips)
+
+
+def test_readme_and_results_have_one_table_with_the_rows_of_the_task():
+    table = README[README.index("| answers right, % | 600 held-out clips") :].split("\n\n")[0]
+    results = Path(__file__).parents[2] / "docs" / "results.md"
+    assert table in results.read_text(encoding="utf-8")
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == list(dict.fromkeys(ROWS.values()))
+
+
 # The model
 
 
@@ -119,7 +209,7 @@ def test_it_answers_questions_about_the_clips_beside_it(model, processor, name, 
 def test_it_answers_about_combinations_it_never_saw(model, processor, held_out_clips):
     right = accuracy(model, processor, held_out_clips, seed=0)
     assert right["colour"] >= 0.95
-    assert right["shape"] >= 0.9  # of 98 clips; examples/moving_shapes/evaluate.py asks about 600
+    assert right["shape"] >= 0.9  # of 98 clips; examples/moving_shapes/held_out.py asks about 600
     assert min(right[row] for row in TIME_DEPENDENT) >= 0.9
 
 

@@ -2,6 +2,7 @@
 
 import configparser
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import matrix  # noqa: E402
 
 SETUP_CFG = (REPOSITORY / "setup.cfg").read_text(encoding="utf-8")
 RANGES = {name: requirement.specifier for name, requirement in matrix.requirements(SETUP_CFG).items()}
+PLUGINS = ("lmms_eval.models", "vllm.general_plugins")
 ROW = {"cell": "newest-3.12", "Python": "3.12.9", "torch": "2.14.1", "ask": "answers", "passed": 7, "failed": 0}
 
 
@@ -55,6 +57,15 @@ def test_the_canary_has_no_caps_and_the_same_lower_bounds():
 def test_vllm_gets_its_dependencies_but_another_torch():
     given = ["torch==2.13.0+cpu", "torchaudio", "fastapi[standard]<1,>=0.1", "six; python_version < '3'"]
     assert matrix.without_torch([*given, "ray; extra == 'ray'"]) == ["fastapi[standard]<1,>=0.1"]
+
+
+def test_lmms_eval_and_vllm_find_what_the_entry_points_name():
+    parsed = configparser.ConfigParser()
+    parsed.read_string(SETUP_CFG)
+    points = {
+        group: EntryPoint(*parsed["options.entry_points"][group].strip().split(" = "), group) for group in PLUGINS
+    }
+    assert {(point.name, callable(point.load())) for point in points.values()} == {("video_panda", True)}
 
 
 def test_the_commands_of_readme_are_found():

@@ -44,8 +44,8 @@ def our_classes():
     for module in pkgutil.walk_packages([str(SOURCES)], "video_panda_hf."):
         if module.name.startswith("video_panda_hf.serving") and importlib.util.find_spec("fastapi") is None:
             continue
-        if module.name.startswith("video_panda_hf.serving.vllm."):
-            continue  # needs vllm
+        if module.name.startswith(("video_panda_hf.serving.vllm.", "video_panda_hf.evaluation.lmms.")):
+            continue  # needs vllm or lmms-eval
         for item in vars(importlib.import_module(module.name)).values():
             if isinstance(item, type) and item.__module__ == module.name:
                 yield item
@@ -95,6 +95,10 @@ def test_inner_modules_that_we_import_from_are_listed():
 
 def test_what_the_plugin_uses_of_vllm_is_listed():
     assert imports_from_inner_modules(["vllm"]) == section("vLLM")
+
+
+def test_what_the_plugin_uses_of_lmms_eval_is_listed():
+    assert imports_from_inner_modules(["lmms_eval"]) == section("lmms-eval")
 
 
 def test_private_attributes_that_we_touch_are_listed():

@@ -70,14 +70,20 @@ class Judge:
 
 
 class ExactJudge(Judge):
-    """Compares words: an answer is right if it is the correct one, or has it in it. Gives no scores."""
+    """
+    Compares words: an answer is right if it is the correct one, or has it in it. Gives no scores.
 
-    def __init__(self):
-        super().__init__("exact", {})
+    Args:
+        whole (`bool`, *optional*, defaults to `False`):
+            Whether an answer is right only if it has no other words.
+    """
+
+    def __init__(self, whole: bool = False):
+        super().__init__("match" if whole else "exact", {})
 
     def verdict(self, item: Item, prompts: None) -> dict:
         is_match, is_right = is_same(item.answer, item.prediction)
-        return {"correct": is_right, "match": is_match, "model": self.name}
+        return {"correct": is_match if self.name == "match" else is_right, "match": is_match, "model": self.name}
 
 
 class ChatJudge(Judge):

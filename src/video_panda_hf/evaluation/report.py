@@ -151,7 +151,7 @@ def report(outputs: list[str | os.PathLike], judge: str | None = None) -> Report
         outputs (`list[str]` or `list[os.PathLike]`):
             The folders of the runs. Differences are to the first one.
         judge (`str`, *optional*):
-            Whose judgements, where a folder has several: `"exact"`, `"openai-MODEL"` or `"local-MODEL"`.
+            Whose judgements, where a folder has several: `"exact"`, `"match"`, `"openai-MODEL"` or `"local-MODEL"`.
 
     Returns:
         `Report`: the figures.
