@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from helpers.hub_server import LoopbackHub
 from helpers.training import VISION, make_trainer
 from video_panda_hf.training import LanguageBindVideoTower, VideoPandaTeacher, VideoPandaTrainer
 
@@ -144,6 +145,23 @@ def test_only_the_tower_comes_into_memory(golden, tmp_path, form):
 
 def peak_kilobytes() -> int:
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+
+
+@pytest.mark.slow
+def test_from_the_hub_only_what_is_needed_is_downloaded(bare_forks, golden, tmp_path):
+    """Safetensors go before a `.bin`."""
+    code = "from video_panda_hf.training import LanguageBindVideoTower as Tower\n"
+    code += "print(*(len(Tower.from_pretrained(f'bind/{name}').layers) for name in ('old', 'new')))"
+    with LoopbackHub(tokens={}) as hub:
+        for name, form in [("old", "bin"), ("new", "safetensors")]:
+            write_folder(tmp_path / "source", golden[1], form)
+            files = {file.name: file.read_bytes() for file in (tmp_path / "source").iterdir()}
+            hub.create("models", f"bind/{name}").commit("main", {**files, "training_args.bin": b"", "README.md": b""})
+        done = bare_forks.run(["-c", code], env=hub.environment(tmp_path / "cache"))
+        assert done.stdout == "3 3\n", done.stderr
+        fetched = {(path.split("/")[2], path.split("/")[-1]) for _, path, _ in hub.requests if "/resolve/" in path}
+    weights = {("old", "pytorch_model.bin"), ("new", "model.safetensors")}
+    assert fetched == {("old", "config.json"), ("new", "config.json"), *weights}
 
 
 # The teacher
