@@ -35,6 +35,8 @@ class ScriptArguments:
     video_folder: str | None = field(
         default=None, metadata={"help": "Where relative paths start. Default: the file's."}
     )
+    first_half: bool = field(default=False, metadata={"help": "Train on the first half of the good rows."})
+    max_samples: int | None = field(default=None, metadata={"help": "Train on so many rows at most, the first ones."})
     max_length: int = field(default=4096, metadata={"help": "The most tokens of a conversation."})
     on_error: str = field(default="raise", metadata={"help": "At a bad row or video: 'raise', or 'skip' and log it."})
     max_skipped_share: float = field(default=0.01, metadata={"help": "End the run when more of the videos are bad."})
@@ -61,7 +63,7 @@ def main() -> None:
     trainer = VideoPandaTrainer(
         model,
         args,
-        train_dataset=load_conversations(one_or_all(script.data), **load),
+        train_dataset=first_rows(load_conversations(one_or_all(script.data), **load), script),
         eval_dataset=load_conversations(one_or_all(script.eval_data), **load) if script.eval_data else None,
         data_collator=VideoPandaDataCollator(
             processor,
@@ -89,9 +91,16 @@ def parse_arguments() -> tuple[ScriptArguments, VideoPandaTrainingArguments]:
     script, args, _ = parser.parse_args_into_dataclasses()
     if (script.model is None) == (script.llm is None) or not script.data:
         parser.error("give --data, and either --model or --llm")
+    if script.max_samples is not None and script.max_samples < 1:
+        parser.error(f"--max_samples {script.max_samples}: there is nothing to train on without a row")
     if script.eval_data and args.eval_strategy == "no":
         parser.error("--eval_data is never looked at without --eval_strategy steps or epoch")
     return script, args
+
+
+def first_rows(dataset, script: ScriptArguments):
+    count = (len(dataset) + 1) // 2 if script.first_half else len(dataset)
+    return dataset.select(range(min(count, script.max_samples or count)))
 
 
 def one_or_all(sources: list[str]) -> str | list[str]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from datasets import Dataset
 from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, CLIPImageProcessor, set_seed
@@ -135,6 +137,37 @@ def test_recipes_are_the_papers(monkeypatch, recipe, rate, batch):
     assert args.train_vision and args.train_language == (recipe != "stage1")
 
 
+def test_the_stages_are_as_released(monkeypatch):
+    """Each goes on from the model and the head of the one before, with the paper's teacher; stage 1 takes half."""
+    runs = {}
+    for stage in (1, 2, 3):
+        given = ["--model", "model"] if stage == 1 else []
+        recipe = ["--config", EXAMPLES / "recipes" / f"stage{stage}.yaml", "--data", "data.json"]
+        runs[stage] = parse(monkeypatch, *recipe, *given, "--bf16", "false", "--use_cpu")
+    assert [script.first_half for script, _ in runs.values()] == [True, False, False]
+    assert {args.distillation_teacher for _, args in runs.values()} == {"LanguageBind/LanguageBind_Video_merge"}
+    for stage in (2, 3):
+        script, args = runs[stage]
+        assert script.model == args.distillation_head == runs[stage - 1][1].output_dir == f"runs/stage{stage - 1}"
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [([], 5), (["--first_half", "true"], 3), (["--max_samples", "2"], 2), (["--max_samples", "9"], 5)],
+)
+def test_the_first_rows_are_trained_on(monkeypatch, options, rows):
+    given = ["--model", "model", "--data", "data.json", "--output_dir", "out", "--use_cpu", *options]
+    script, _ = parse(monkeypatch, *given)
+    first_rows = runpy.run_path(str(EXAMPLES / "train.py"))["first_rows"]
+    assert first_rows(Dataset.from_dict({"id": list("abcde")}), script)["id"] == list("abcde")[:rows]
+
+
+def test_no_row_at_all_is_an_error(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        parse(monkeypatch, *"--model m --data d.json --output_dir out --use_cpu --max_samples 0".split())
+    assert "--max_samples 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("recipe", ["lora", "qlora"])
 def test_the_command_line_goes_before_the_recipe(monkeypatch, recipe):
     arguments = ["--config", EXAMPLES / "recipes" / f"{recipe}.yaml", "--model", "model", "--data", "data.json"]
@@ -181,9 +214,8 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 # Four steps on the same global batches. STAB is frozen, for each process' batch norm sees its own part of the batch
 # (torch's SyncBatchNorm would see all).
-STEPS = (
-    "--max_steps 4 --save_steps 2 --learning_rate 1e-3 --train_vision false --gradient_accumulation_steps 2".split()
-)
+STEPS = "--max_steps 4 --save_steps 2 --learning_rate 1e-3 --train_vision false --gradient_accumulation_steps 2"
+STEPS = [*STEPS.split(), "--distillation_head", ""]
 BATCH_OF_ONE, BATCH_OF_TWO = (["--per_device_train_batch_size", size] for size in "42")
 
 
@@ -234,12 +266,25 @@ def test_fsdp2_trains_as_one_process(forks, folder, tmp_path, one_process):
 def test_deepspeed_trains_as_one_process(forks, folder, tmp_path, stage):
     """The losses of four steps are equal, and so is the saved model."""
     pytest.importorskip("deepspeed")
-    run(forks, folder, "stage3", tmp_path / "one", *STEPS, *BATCH_OF_ONE)
-    run(forks, folder, "stage3", tmp_path / "two", *STEPS, *BATCH_OF_TWO, strategy=f"deepspeed_zero{stage}")
+    options = [*STEPS, "--distillation_teacher", ""]  # ZeRO-3 has none
+    run(forks, folder, "stage3", tmp_path / "one", *options, *BATCH_OF_ONE)
+    run(forks, folder, "stage3", tmp_path / "two", *options, *BATCH_OF_TWO, strategy=f"deepspeed_zero{stage}")
     losses = [[entry["loss"] for entry in logs(tmp_path / name / "checkpoint-4")] for name in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     one, two = (AutoModelForImageTextToText.from_pretrained(tmp_path / name) for name in ("one", "two"))
     torch.testing.assert_close(two.state_dict(), one.state_dict(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("stage", "devices"), [(2, ("cpu", "none")), (3, ("cpu", "cpu"))])
+def test_offloading_is_all_that_its_configuration_adds(stage, devices):
+    plain, offload = (
+        load_config_from_file(str(EXAMPLES / "accelerate" / f"deepspeed_zero{stage}{name}.yaml")).to_dict()
+        for name in ("", "_offload")
+    )
+    settings = offload["deepspeed_config"]
+    assert (settings["offload_optimizer_device"], settings["offload_param_device"]) == devices
+    settings |= {"offload_optimizer_device": "none", "offload_param_device": "none"}
+    assert offload == plain and settings["zero_stage"] == stage
 
 
 @FSDP2_ON_CPU
@@ -253,7 +298,8 @@ def test_processes_with_and_without_videos_keep_in_step_under_fsdp2(forks):
 
 def train_adapters(monkeypatch, folder, output, recipe: str, *options: str):
     pytest.importorskip("peft")
-    arguments = command(folder, recipe, output, "--max_steps", "2", *options)[1:]
+    options = ["--max_steps", "2", "--gradient_accumulation_steps", "1", *options]
+    arguments = command(folder, recipe, output, *options)[1:]
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     runpy.run_path(str(EXAMPLES / "train.py"))["main"]()
     weights = load_file(output / "adapter_model.safetensors")
@@ -264,8 +310,9 @@ def train_adapters(monkeypatch, folder, output, recipe: str, *options: str):
     assert {weight.dtype for weight in weights.values()} <= {torch.float32, torch.int64}
 
 
-def test_lora_runs_by_its_recipe(monkeypatch, folder, tmp_path):
-    train_adapters(monkeypatch, folder, tmp_path, "lora", "--bf16", "true")
+@pytest.mark.parametrize("recipe", ["lora", "lora_24gb"])
+def test_lora_runs_by_its_recipe(monkeypatch, folder, tmp_path, recipe):
+    train_adapters(monkeypatch, folder, tmp_path, recipe, "--bf16", "true")
 
 
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -276,6 +323,42 @@ def test_qlora_runs_by_its_recipe(monkeypatch, folder, tmp_path, device):
     pytest.importorskip("bitsandbytes")
     use_cpu = str(device == "cpu").lower()
     train_adapters(monkeypatch, folder, tmp_path, "qlora", "--bf16", "true", "--use_cpu", use_cpu)
+
+
+def start(monkeypatch, folder, recipe: str, *options) -> list[dict]:
+    """Two steps by a recipe, in its own output folder. Returns what was logged."""
+    arguments = ["--config", EXAMPLES / "recipes" / f"{recipe}.yaml", "--data", folder / "data.json"]
+    arguments += "--use_cpu --bf16 false --dataloader_num_workers 0 --logging_steps 1 --max_steps 2".split()
+    arguments += ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1, *options]
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    runpy.run_path(str(EXAMPLES / "train.py"))["main"]()
+    output = Path("runs") / recipe
+    assert (output / "model.safetensors").is_file()
+    return logs(output / "checkpoint-2")
+
+
+def test_each_stage_starts_from_what_the_one_before_has_saved(monkeypatch, folder, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    given = {"stage1": ["--model", folder / "model"], "stage2": [], "stage3": []}
+    for stage, options in given.items():
+        history = start(monkeypatch, folder, stage, "--distillation_teacher", folder / "teacher", *options)
+        losses = [entry["distillation_loss"] for entry in history if "distillation_loss" in entry]
+        assert len(losses) == 2 and all(0 < loss < 2 for loss in losses)
+        assert (Path("runs") / stage / "distillation_head.safetensors").is_file()
+
+
+def test_a_small_model_starts_by_its_recipe(monkeypatch, folder, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    history = start(monkeypatch, folder, "full_1b", "--model", folder / "model")
+    assert [entry["step"] for entry in history if "loss" in entry] == [1, 2]
+    before, after = (load_file(path / "model.safetensors") for path in (folder / "model", tmp_path / "runs/full_1b"))
+    changed = " ".join(name for name in before if not torch.equal(before[name], after[name]))
+    assert all(part in changed for part in ("vision_tower", "multi_modal_projector", "language_model", "lm_head"))
+
+
+def test_each_recipe_is_started_by_a_test():
+    tested = {"stage1", "stage2", "stage3", "full_1b", "lora", "lora_24gb", "qlora"}
+    assert {file.stem for file in (EXAMPLES / "recipes").iterdir()} == tested
 
 
 # It learns

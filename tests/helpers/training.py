@@ -101,7 +101,9 @@ def make_trainer(folder, model=None, examples=None, trainer_class=VideoPandaTrai
         "train_sampling_strategy": "sequential",
         "lr_scheduler_type": "constant",
     }
-    arguments_class = VideoPandaTrainingArguments if trainer_class is VideoPandaTrainer else TrainingArguments
+    arguments_class = (
+        VideoPandaTrainingArguments if issubclass(trainer_class, VideoPandaTrainer) else TrainingArguments
+    )
     args = arguments_class(str(folder), **{**defaults, **arguments})
     return trainer_class(
         tiny_model() if model is None else model,

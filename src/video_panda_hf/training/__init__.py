@@ -11,6 +11,7 @@ from .distillation import (
     attach_distillation_head,
     distillation_loss,
 )
+from .languagebind import LanguageBindVideoTower
 from .parts import LANGUAGE_MODEL_LINEARS, STAB_AND_PROJECTOR
 from .trainer import VideoPandaTrainer
 
@@ -22,6 +23,7 @@ __all__ = [
     "BadSampleError",
     "ConversationError",
     "ConversationReport",
+    "LanguageBindVideoTower",
     "VideoPandaDataCollator",
     "VideoPandaDistillationHead",
     "VideoPandaTeacher",

@@ -34,12 +34,13 @@ class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
         train_language (`bool`, *optional*, defaults to `True`):
             Whether to train the LLM and its LM head.
         distillation_teacher (`str`, *optional*):
-            Folder or Hub id of the vision model to distil from (CLIP, SigLIP, DINOv2, …). Defaults to no distillation.
+            Folder or Hub id of the vision model to distil from: LanguageBind's video tower, CLIP, SigLIP, DINOv2, ….
+            Defaults to no distillation, as does "".
         distillation_weight (`float`, *optional*, defaults to 1.0):
             Weight of the distillation loss. The language model's loss has weight 1.
         distillation_head (`str`, *optional*):
             `distillation_head.safetensors`, or a folder that contains it (the output of an earlier stage, or a
-            converted checkpoint), to start from. Defaults to a new head.
+            converted checkpoint), to start from. Defaults to a new head, as does "".
         remove_unused_columns (`bool`, *optional*, defaults to `False`):
             Whether to drop columns that the model's forward does not take, before the collator sees them.
         activation_checkpointing (`bool`, *optional*, defaults to `False`):
@@ -79,7 +80,8 @@ class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
     distillation_teacher: str | None = field(
         default=None,
         metadata={
-            "help": "Folder or Hub id of a vision model (CLIP, SigLIP, DINOv2, …) to distil from. Default: none."
+            "help": "Folder or Hub id of a vision model (LanguageBind's video tower, CLIP, …) to distil from. "
+            "Default: none."
         },
     )
     distillation_weight: float = field(
@@ -115,6 +117,10 @@ class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
         super().__post_init__()
         if self.accelerator_config.dispatch_batches is None:
             self.accelerator_config.dispatch_batches = False
+        # "" turns off on the command line what a recipe sets.
+        self.distillation_teacher, self.distillation_head = (
+            name or None for name in (self.distillation_teacher, self.distillation_head)
+        )
         if self.distillation_head is not None and self.distillation_teacher is None:
             raise ValueError(
                 "`distillation_head` is of no use without a `distillation_teacher`: give both or neither."

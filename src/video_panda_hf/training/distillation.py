@@ -7,7 +7,7 @@ teacher's space. `distillation_loss` compares the two. `attach_distillation_head
 import functools
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from video_panda_hf.modeling import (
     enumerate_parts,
     lay_out,
 )
+
+from .languagebind import LanguageBindVideoTower, video_settings
 
 
 HEAD_FILE = "distillation_head.safetensors"  # beside the model's weights
@@ -128,8 +130,13 @@ class VideoPandaTeacher:
     features are those of the second-to-last layer. The teacher is not a submodule of the trained model: it is neither
     saved nor wrapped with it.
 
+    A model that sees videos is a `torch.nn.Module` with `config.patch_size`, `config.hidden_size` and a method
+    `features(frames)`. This gets the frames of one video in their order, of shape `(frames, channels, side, side)` in
+    float32, and returns features of shape `(frames, patches, hidden_size)`: patches row by row, without other tokens.
+    LanguageBind's video tower is built in (`LanguageBindVideoTower`).
+
     Args:
-        model (`PreTrainedModel`):
+        model (`torch.nn.Module`):
             The vision model. It is frozen and put into eval mode.
         vision_config (`VideoPandaVisionConfig`):
             Configuration of the student's STAB.
@@ -170,7 +177,8 @@ class VideoPandaTeacher:
         cls, name_or_path: str, vision_config: VideoPandaVisionConfig, dtype=torch.float32, **normalisation
     ) -> "VideoPandaTeacher":
         """
-        Loads a vision model, or the vision part of a model such as CLIP, and the normalisation of its image processor.
+        Loads a vision model, or the vision part of a model such as CLIP, and the normalisation of its image processor;
+        or LanguageBind's video tower, which has CLIP's.
 
         Args:
             name_or_path (`str`):
@@ -185,6 +193,9 @@ class VideoPandaTeacher:
         Returns:
             `VideoPandaTeacher`.
         """
+        if video_settings(name_or_path) is not None:
+            tower = LanguageBindVideoTower.from_pretrained(name_or_path, dtype)
+            return cls(tower, vision_config, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, **normalisation)
         model = AutoModel.from_pretrained(name_or_path, dtype=dtype)
         processor = AutoImageProcessor.from_pretrained(name_or_path)
         model = getattr(model, "vision_model", model)
@@ -223,14 +234,31 @@ class VideoPandaTeacher:
         """
         grids = frame_grids(self.grids(video_grid_thw.cpu()))
         frames = self.frames(pixel_values_videos, video_grid_thw)
-        features = self.model(frames.to(self.model.dtype), output_hidden_states=True, **self.options).hidden_states[-2]
-        features = features[:, -(self.side**2) :]  # drop class token and registers, which come first
+        if callable(getattr(self.model, "features", None)):
+            features = self.features_of_videos(frames.split(video_grid_thw[:, 0].tolist()))
+        else:
+            frames = frames.to(self.model.dtype)
+            features = self.model(frames, output_hidden_states=True, **self.options).hidden_states[-2]
+            features = features[:, -(self.side**2) :]  # drop class token and registers, which come first
         # Indices of the frames' patches on their canvases.
         frame, position = enumerate_parts(grids.prod(1))
         row, column = position // grids[frame, 1], position % grids[frame, 1]
         top, left = ((self.side - grids[frame]) // 2).unbind(1)
         cells = (frame * self.side + top + row) * self.side + left + column
         return features.flatten(0, 1)[cells.to(features.device)]
+
+    def features_of_videos(self, videos: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Features of each video by itself, (frames, side², hidden size). Raises `ValueError` for any other shape."""
+        parts = []
+        for video in videos:
+            parts.append(self.model.features(video))
+            expected = (len(video), self.side**2, self.hidden_size)
+            if parts[-1].shape != expected:
+                raise ValueError(
+                    f"`features` of the teacher {type(self.model).__name__} returned the shape "
+                    f"{tuple(parts[-1].shape)}, not (frames, patches, hidden_size) = {expected}."
+                )
+        return torch.cat(parts)
 
     def frames(self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.LongTensor) -> torch.Tensor:
         """
