@@ -87,7 +87,7 @@ def decode_video(
     if isolate is not None:
         limits = replace(limits or DecodeLimits(), isolate=isolate)
     with opened_video(source, start=start, end=end, limits=limits, strict=strict, pixels=pixels) as video:
-        return _frames_of(video, sample_indices_fn)
+        return video.read(video.choose(sample_indices_fn)), video.metadata
 
 
 def decode_video_or_picture(
@@ -129,7 +129,7 @@ def decode_video_or_picture(
     """
     pictures = {"may_be_picture": True, "may_be_mjpeg": may_be_mjpeg}
     with opened_video(source, limits=limits, strict=strict, pixels=pixels, **pictures) as video:
-        return _frames_of(video, sample_indices_fn)
+        return video.read(video.choose(sample_indices_fn)), video.metadata
 
 
 @contextmanager
@@ -202,6 +202,15 @@ class OpenedVideo:
             self.metadata = _metadata(reader, count, duration)
         self._left_at = time.monotonic()
 
+    def choose(self, sample_indices_fn: SampleIndicesFn | None = None) -> list[int]:
+        """The numbers of the frames that the function wants of `metadata`, where they are noted; by default all."""
+        if self.is_picture:
+            return [0]
+        total = self.metadata.total_num_frames
+        numbers = range(total) if sample_indices_fn is None else sample_indices_fn(self.metadata)
+        self.metadata.frames_indices = self.check(numbers)
+        return self.metadata.frames_indices
+
     def check(self, indices: Sequence[int]) -> list[int]:
         """These numbers of frames as integers. Raises `VideoDecodeError` for one that does not exist, or too many."""
         video, total = self._reader.video, self.metadata.total_num_frames
@@ -225,17 +234,6 @@ class OpenedVideo:
                 return reader.read([self._first + index for index in indices])
         finally:
             self._left_at = time.monotonic()
-
-
-def _frames_of(video: OpenedVideo, sample_indices_fn: SampleIndicesFn | None) -> tuple[np.ndarray, VideoMetadata]:
-    metadata = video.metadata
-    if video.is_picture:
-        return video.read([0]), metadata
-    indices = range(metadata.total_num_frames) if sample_indices_fn is None else sample_indices_fn(metadata)
-    indices = video.check(indices)
-    frames = video.read(indices)
-    metadata.frames_indices = indices
-    return frames, metadata
 
 
 def _always(indices: Sequence[int]) -> SampleIndicesFn:

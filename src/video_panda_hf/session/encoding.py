@@ -136,14 +136,8 @@ class InPieces:
         file = self.opened.enter_context(opened(video))
         metadata = file.metadata
         metadata.fps = metadata.fps or (given and given.fps)
-        if file.is_picture:
-            numbers = [0]
-        elif video.indices is not None:
-            numbers = video.indices
-        else:
-            numbers = range(metadata.total_num_frames) if sample is None else sample(metadata)
-        metadata.frames_indices = file.check(numbers)
-        return ChosenFrames(metadata.frames_indices, (metadata.height, metadata.width), file.read), metadata
+        numbers = file.choose(sample if video.indices is None else lambda _: video.indices)
+        return ChosenFrames(numbers, (metadata.height, metadata.width), file.read), metadata
 
     def _prepare_input_videos(self, videos, do_convert_rgb=None, input_data_format=None, device=None):
         prepare = partial(super()._prepare_input_videos, input_data_format=input_data_format, device=device)
