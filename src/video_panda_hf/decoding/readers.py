@@ -184,6 +184,7 @@ class SeekingReader(FrameReader):
             linear = LinearReader(self.readable, self.budget)
             if linear.count == self.count:
                 yield from linear._decode(sorted(missing))
+            linear.close()
         self.damage = self.damage or self.decoder.damage
 
     def _decoders_worth_having(self, numbers: set[int]) -> int:

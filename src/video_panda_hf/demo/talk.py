@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from video_panda_hf.decoding import CAN_ISOLATE, DecodeLimits, decode_video, decode_video_or_picture
+from video_panda_hf.decoding import CAN_ISOLATE, DecodeLimits, opened_video
 from video_panda_hf.explain import Explanation, explain
 from video_panda_hf.session import VideoPandaSession
 
@@ -73,9 +73,9 @@ class Talker:
         def sample(metadata):
             return video_processor.sample_frames(metadata, num_frames=num_frames)
 
-        if start is None and end is None:
-            return decode_video_or_picture(file, sample, **how)[0]
-        return decode_video(file, sample, start=start, end=end, **how)[0]
+        may_be_picture = start is None and end is None
+        with opened_video(file, start=start, end=end, may_be_picture=may_be_picture, **how) as video:
+            return video.read(video.choose(sample))
 
     def begin(self, file: str, num_frames: int, start: float | None, end: float | None) -> Talk:
         """A new conversation, whose session has seen the clip."""
