@@ -144,7 +144,7 @@ def run(count: int, seed: int) -> dict:
     """Decodes `count` mutants and reports the outcomes."""
     warnings.simplefilter("ignore")
     outcomes, kinds, undocumented, slowest, memory = Counter(), Counter(), [], 0.0, []
-    started = isolation.Worker.__init__
+    started, threads = isolation.Worker.__init__, torch.get_num_threads()
     processes = []
 
     def noted(worker):
@@ -178,6 +178,7 @@ def run(count: int, seed: int) -> dict:
             kinds[edit.__name__] += 1
             memory.append(resident("self") + sum(resident(process.pid) for process in processes))
     finally:
+        torch.set_num_threads(threads)
         isolation.Worker.__init__ = started
         isolation._pool.end()
     quarter = len(memory) // 4

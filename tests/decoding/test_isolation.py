@@ -156,7 +156,9 @@ def test_a_hang_ends_soon_after_the_time_limit(clip, workers, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the memory of a process")
-def test_a_bomb_is_an_error_and_the_worker_goes_on(workers, tmp_path):
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_bomb_is_an_error_and_the_worker_goes_on(threads, workers, tmp_path, monkeypatch):
+    monkeypatch.setattr(isolation, "decoding_threads", lambda: threads)
     large = VideoSpec("large.mkv", "ffv1", width=2048, height=2048, frames=4).write(tmp_path)
     with pytest.raises(VideoLimitError, match=r"large\.mkv': needs more"):
         decode_video(large, limits=DecodeLimits(max_memory_bytes=2**20), isolate=True)

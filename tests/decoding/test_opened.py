@@ -81,3 +81,10 @@ def test_limits_are_for_each_part_and_time_is_that_of_reading(folder, monkeypatc
             video.read(range(5))
         with pytest.raises(VideoFrameError, match="frame 48 was asked for, but the video has 48 frames"):
             video.read([48])
+
+
+def test_a_closed_video_says_so(folder):
+    with opened_video(folder / "a.mp4") as video:
+        video.read([0])
+    with pytest.raises(ValueError, match="the video is closed"):
+        video.read([0])

@@ -172,8 +172,8 @@ def errors_of(video: str):
         raise UnsupportedCodecError(
             f"{video}: FFmpeg cannot decode its codec ({_reason(error)}). Convert it, for example to H.264 in mp4."
         ) from error
-    except MemoryError as error:
-        raise VideoLimitError(f"{video}: needs more memory than there is.") from error
+    except (MemoryError, av_error.BlockingIOError) as error:  # the latter where a thread cannot be started
+        raise VideoLimitError(f"{video}: needs more memory or threads than there are.") from error
     except PermissionError as error:
         raise VideoUnreadableError(f"{video}: may not be read ({_reason(error)}). Check its permissions.") from error
     except av.FFmpegError as error:

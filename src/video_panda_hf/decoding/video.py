@@ -10,7 +10,7 @@ presentation times are decoded from start to end instead.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from operator import index
 from typing import Literal
@@ -177,9 +177,11 @@ def opened_video(
     if may_be_picture:
         kind = "video or picture" if may_be_mjpeg else "video or picture, no mjpeg"
     budget = Budget(describe(source), limits or DecodeLimits(), strict, pixels)
-    with decoders_end_here():
-        with open_any(kind, source, budget, all_times=start is not None or end is not None) as reader:
-            yield OpenedVideo(reader, (start, end))
+    with decoders_end_here(), ExitStack() as closing:
+        all_times = start is not None or end is not None
+        video = OpenedVideo(closing.enter_context(open_any(kind, source, budget, all_times)), (start, end))
+        closing.callback(video._close)
+        yield video
 
 
 class OpenedVideo:
@@ -194,13 +196,24 @@ class OpenedVideo:
     """
 
     def __init__(self, reader: FrameReader, window: tuple[float | None, float | None]):
-        self._reader, self.is_picture = reader, reader.is_picture
+        self._open_reader: FrameReader | None = reader
+        self.is_picture = reader.is_picture
         if self.is_picture:
             self._first, self.metadata = 0, metadata_of(*reader.size)
         else:
             self._first, count, duration = _window(reader, *window)
             self.metadata = _metadata(reader, count, duration)
         self._left_at = time.monotonic()
+
+    @property
+    def _reader(self) -> FrameReader:
+        if self._open_reader is None:
+            raise ValueError("the video is closed: read its frames inside of `with opened_video(...)`")
+        return self._open_reader
+
+    def _close(self) -> None:
+        """Lets go of the decoders: an error whose traceback names this video would keep them alive."""
+        self._open_reader = None
 
     def choose(self, sample_indices_fn: SampleIndicesFn | None = None) -> list[int]:
         """The numbers of the frames that the function wants of `metadata`, where they are noted; by default all."""
