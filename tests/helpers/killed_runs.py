@@ -81,8 +81,8 @@ def run(step: str, folder: Path, task) -> None:
         judge.judge(folder, Judge("stub", {}, concurrency=3), progress=False)
 
 
-def forked(action, kill_after: float) -> bool:
-    """Whether a process with this action was killed before its end."""
+def forked(action, file: Path, lines: int, seconds: float) -> bool:
+    """Whether a process with this action was killed before its end: so long after `file` had so many lines."""
     child = os.fork()
     if child == 0:
         try:
@@ -91,13 +91,20 @@ def forked(action, kill_after: float) -> bool:
         except BaseException as error:
             print(repr(error), file=sys.stderr)
             os._exit(1)
-    time.sleep(kill_after)
+    deadline = time.monotonic() + 60
+    while lines_of(file) < lines and time.monotonic() < deadline:
+        time.sleep(0.0005)
+    time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return True
     assert os.WEXITSTATUS(status) == 0
     return False
+
+
+def lines_of(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def main(folder: Path, times: int) -> dict:
@@ -129,18 +136,17 @@ def killed(step: str, folder: Path, task, times: int) -> dict:
         assert len(ids) == len(set(ids)), "judged twice"
         return found.text() + found.json()
 
-    whole = prepared("whole")
-    begun = time.monotonic()
+    whole, file = prepared("whole"), "predictions.jsonl" if step == "predict" else "judgements-stub.jsonl"
     run(step, whole, task)
-    seconds = time.monotonic() - begun
     reports, lines, draw, number = [reported(whole)], [], random.Random(0), 0
-    file = "predictions.jsonl" if step == "predict" else "judgements-stub.jsonl"
+    most = lines_of(whole / file)
     while len(lines) < times:
         number += 1
         broken = prepared(f"run{number}")
-        if not forked(lambda: run(step, broken, task), draw.uniform(0, 0.95 * seconds)):  # noqa: B023
-            continue  # it was faster than the first one
-        lines.append((broken / file).read_bytes().count(b"\n") if (broken / file).exists() else 0)
+        moment = broken / file, draw.randrange(most), draw.uniform(0, 0.005)
+        if not forked(lambda: run(step, broken, task), *moment):  # noqa: B023
+            continue  # it had ended
+        lines.append(lines_of(broken / file))
         run(step, broken, task)
         reports.append(reported(broken))
     return {"lines": lines, "reports": reports}
