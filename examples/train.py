@@ -29,6 +29,7 @@ from video_panda_hf.training import (
 class ScriptArguments:
     model: str | None = field(default=None, metadata={"help": "Folder or Hub id of the Video-Panda to train."})
     llm: str | None = field(default=None, metadata={"help": "Instead of --model: a causal LM to build a new one on."})
+    variant: str | None = field(default=None, metadata={"help": "A variant of the model, see examples/ablations."})
     dtype: str = field(default="float32", metadata={"help": "Type of the weights. What is trained needs float32."})
     data: list[str] = field(default_factory=list, metadata={"help": "JSON, JSONL or Parquet file(s), or a Hub id."})
     eval_data: list[str] = field(default_factory=list, metadata={"help": "The same for evaluation. Default: none."})
@@ -115,6 +116,10 @@ def load_model(script: ScriptArguments):
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
+    if script.variant is not None:
+        from ablations.variants import load_variant
+
+        return load_variant(script.variant, script.model, script.llm, **options)
     if script.llm is not None:
         model = VideoPandaForConditionalGeneration.from_text_pretrained(script.llm, **options)
         return model, VideoPandaProcessor.from_text_pretrained(script.llm)

@@ -1,21 +1,22 @@
 """Train the shipped small model from scratch on videos of moving shapes, with the paper's recipe.
 
     python examples/moving_shapes/train.py --output runs/moving-shapes
-    python examples/moving_shapes/train.py --output runs/moving-shapes --without lste
+    python examples/moving_shapes/train.py --output runs/moving-shapes --variant without_lste
 
 First, two models that the recipe needs are trained: a language model, which answers questions about a description in
 words, and a vision model to distil from, which names what is in a picture. Then come the three stages: alignment, with
 a frozen language model; integration, with captions; instruction tuning, with questions. Pictures come before videos:
 they teach colours, shapes and numbers at an eighth of the cost.
 
-`--without` leaves out a part of the model, or the distillation. It uses the language and vision models that are in the
-output folder, and writes its result to a subfolder.
+`--variant` trains a variant of the model (`examples/ablations`), or distils by MSE or not at all. It uses the language
+and vision models that are in the output folder, and writes its result to a subfolder.
 
 The seed is fixed. Takes about 35 minutes on one CPU core with bfloat16 instructions. To resume an interrupted run,
 repeat the command.
 """
 
 import argparse
+import sys
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import Pool
@@ -41,6 +42,10 @@ from transformers import (
 
 from data import COLOURS, SAMPLED, SHAPES, Clip, ask, make_clips
 from held_out import COUNT, accuracy, print_table
+
+
+sys.path.append(str(Path(__file__).parents[1]))
+from ablations.variants import VARIANTS, VariantForConditionalGeneration, processor_class, variant_config
 from video_panda_hf import VideoPandaForConditionalGeneration, VideoPandaProcessor, VideoPandaVisionConfig
 from video_panda_hf.hub import remove_code
 from video_panda_hf.training import (
@@ -88,25 +93,22 @@ STAGES = {
     "stage2-videos": Stage(200, 32, ["captions"]),
     "stage3": Stage(1300, 32, ["questions", "questions", "captions"]),
 }
-WITHOUT = {  # switches of the vision configuration
-    "distillation": {},
-    "row": {"use_row_tokens": False},
-    "fsra": {"use_fsra": False},
-    "gstra": {"use_gstra": False},
-    "lste": {"use_lste": False},
-    "lsd": {"use_lsd": False},
-}
+OTHER_LOSSES = ["without_distillation", "mse"]
 
 
 def main():
     args = parse()
-    output = args.output / f"without-{args.without}" if args.without else args.output
-    vision_config = VideoPandaVisionConfig(**VISION, **WITHOUT.get(args.without, {}))
+    output = args.output / args.variant if args.variant else args.output
+    vision_config = VideoPandaVisionConfig(**VISION)
+    model_type, processor_type = VideoPandaForConditionalGeneration, VideoPandaProcessor
+    if args.variant in VARIANTS:
+        vision_config = variant_config(args.variant, vision_config)
+        model_type, processor_type = VariantForConditionalGeneration, processor_class(vision_config)
 
     set_seed(args.seed)
     tokenizer = new_tokenizer()
-    processor = VideoPandaProcessor.from_text_pretrained(
-        tokenizer, IMAGE_SIZE, PATCH_SIZE, use_row_tokens=vision_config.use_row_tokens
+    processor = processor_type.from_text_pretrained(
+        tokenizer, vision_config.image_size, PATCH_SIZE, merge_size=vision_config.spatial_merge_size
     )
     data = make_datasets(processor, args.clips, args.seed)
     language, teacher = args.output / "language", args.output / "teacher"
@@ -120,11 +122,13 @@ def main():
         if not is_finished(output / name):
             set_seed(args.seed)
             if previous is None:
-                model = VideoPandaForConditionalGeneration.from_text_pretrained(str(language), vision_config)
+                model = model_type.from_text_pretrained(str(language), vision_config)
             else:
                 model = AutoModelForImageTextToText.from_pretrained(previous)
             distillation = {"distillation_teacher": str(teacher), "distillation_head": previous and str(previous)}
-            if args.without == "distillation":
+            if args.variant == "mse":
+                distillation["distillation_distance"] = "mse"
+            elif args.variant == "without_distillation":
                 distillation = {}
             train_stage(stage, output / name, model, processor, data, args, distillation)
         previous = output / name
@@ -155,7 +159,7 @@ def train_stage(stage: Stage, folder: Path, model, processor, data, args, distil
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/moving-shapes"))
-    parser.add_argument("--without", choices=WITHOUT, help="leave this out")
+    parser.add_argument("--variant", choices=[*VARIANTS, *OTHER_LOSSES], help="train this in place of the model")
     parser.add_argument("--clips", type=int, default=7000, help="number of training clips")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

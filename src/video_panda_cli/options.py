@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
-MODEL_TYPE = "video_panda"
+MODEL_TYPES = ["video_panda"]  # examples/ablations adds that of the variants
 STANDARD_INPUT = "-"
 
 
@@ -148,7 +148,7 @@ def check_model(name: str | None) -> None:
 
 
 def check_model_type(name: str, model_type) -> None:
-    if model_type != MODEL_TYPE:
+    if model_type not in MODEL_TYPES:
         raise ValueError(
             f"{name} is no Video-Panda checkpoint: its config.json is of the type {model_type!r}. "
             "One of the reference release is to be converted first: video-panda convert."

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +182,16 @@ def test_readme_and_results_have_one_table_with_the_rows_of_the_task():
     results = Path(__file__).parents[2] / "docs" / "results.md"
     assert table in results.read_text(encoding="utf-8")
     assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == list(dict.fromkeys(ROWS.values()))
+
+
+# The training
+
+
+@pytest.mark.parametrize("variant", ["lsd_first", "without_row", "mse"])
+def test_a_variant_can_be_trained_on_them(monkeypatch, variant):
+    train = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "moving_shapes" / "train.py"))
+    monkeypatch.setattr(sys, "argv", ["train.py", "--variant", variant])
+    assert train["parse"]().variant == variant
 
 
 # The model

@@ -15,9 +15,8 @@ BACKGROUND = [0.5, -0.25, 0.125]
 VIDEOS = [(8, 6, 4), (1, 4, 2), (4, 2, 6), (4, 6, 6), (1, 6, 6), (8, 4, 4), (4, 2, 6)]  # frames, rows, columns
 
 
-def small_model(pad_to_square: bool) -> VideoPandaForConditionalGeneration:
-    """A float64 model without dropout, none of whose weights is zero or one."""
-    config = VideoPandaConfig(
+def small_config(pad_to_square: bool) -> VideoPandaConfig:
+    return VideoPandaConfig(
         vision_config={
             "hidden_size": 48,
             "num_attention_heads": HEADS,
@@ -39,7 +38,16 @@ def small_model(pad_to_square: bool) -> VideoPandaForConditionalGeneration:
         video_token_id=8,
         row_token_id=9,
     )
-    model = VideoPandaForConditionalGeneration(config).double().eval()
+
+
+def small_model(pad_to_square: bool) -> VideoPandaForConditionalGeneration:
+    """A float64 model without dropout, none of whose weights is zero or one."""
+    return without_zeros(VideoPandaForConditionalGeneration(small_config(pad_to_square)))
+
+
+def without_zeros(model):
+    """The model in float64 and eval mode, with random weights, none of them zero or one."""
+    model = model.double().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, value in model.state_dict().items():
@@ -58,14 +66,24 @@ def small_videos() -> list[torch.Tensor]:
     ]
 
 
-def textbook(model, videos: list[torch.Tensor]) -> list[torch.Tensor]:
-    """STAB and projector of videos (T, 3, H, W): one tensor of tokens for each."""
+def tokens_of_windows(stab, frame: torch.Tensor) -> torch.Tensor:
+    """LSD of each window of a frame (h, w, D): (h/2, w/2, D)."""
+    rows = [pair_of_rows.split(2, dim=1) for pair_of_rows in frame.split(2)]
+    return torch.stack([torch.stack([textbook_lsd(stab.lsd, w.reshape(4, -1)) for w in row]) for row in rows])
+
+
+def textbook(model, videos, tokens_of_frame=tokens_of_windows, of_patches=None) -> list[torch.Tensor]:
+    """
+    STAB and projector of videos (T, 3, H, W): one tensor of tokens for each. Two steps may be others than the model's:
+    `tokens_of_frame(stab, frame)` makes tokens (h/2, w/2, D) of Z of a frame (h, w, D), by LSD; `of_patches(stab,
+    frame)` makes what LSTE sees of the embeddings of a canvas (h, w, D), by default the same.
+    """
     stab = model.model.vision_tower
-    pad = model.config.vision_config.pad_to_square
+    pad, merge = model.config.vision_config.pad_to_square, model.config.vision_config.spatial_merge_size
     canvases, boxes = [], []
     for video in videos:
         rows, columns = (side // SMALL_PATCH for side in video.shape[2:])
-        top, left = (2 * ((SIDE // 2 - side // 2) // 2) if pad else 0 for side in (rows, columns))
+        top, left = (merge * ((SIDE - side) // (2 * merge)) if pad else 0 for side in (rows, columns))
         if pad:
             pixel = torch.tensor(BACKGROUND, dtype=video.dtype)[:, None, None]
             canvas = pixel.expand(len(video), 3, SIDE * SMALL_PATCH, SIDE * SMALL_PATCH).clone()
@@ -74,10 +92,14 @@ def textbook(model, videos: list[torch.Tensor]) -> list[torch.Tensor]:
         else:
             canvas = video
         canvases.append(canvas)
-        boxes.append((slice(top, top + rows), slice(left, left + columns)))
+        by = merge if of_patches is not None else 1
+        boxes.append((slice(top // by, (top + rows) // by), slice(left // by, (left + columns) // by)))
 
     kernel = stab.patch_embedding.weight.view(-1, 3, SMALL_PATCH, SMALL_PATCH)
     embedded = [F.conv2d(canvas, kernel, stride=SMALL_PATCH) for canvas in canvases]  # (T, D, H, W)
+    if of_patches is not None:
+        of_frames = [[of_patches(stab, frame.permute(1, 2, 0)).permute(2, 0, 1) for frame in e] for e in embedded]
+        embedded = [torch.stack(frames) for frames in of_frames]
     clips = [  # of each video, (D, F, H, W)
         [clip.movedim(0, 1) for clip in e.split(FRAMES_PER_CLIP)] if len(e) > 1 else [] for e in embedded
     ]
@@ -102,18 +124,15 @@ def textbook(model, videos: list[torch.Tensor]) -> list[torch.Tensor]:
         rows = []
         for t, frame in enumerate(aligned):
             frame = frame[:, box[0], box[1]].permute(1, 2, 0)  # (h, w, D)
-            windows = [
-                [textbook_lsd(stab.lsd, window.reshape(4, -1)) for window in pair_of_rows.split(2, dim=1)]
-                for pair_of_rows in frame.split(2)
-            ]
-            context = textbook_fsra(stab.fsra, torch.stack([token for row in windows for token in row]))
+            windows = tokens_of_frame(stab, frame)
+            context = textbook_fsra(stab.fsra, windows.flatten(0, 1))
             if summaries:
                 alpha = torch.sigmoid(stab.fusion.balance)
                 fused = (1 - alpha) * summaries[t // FRAMES_PER_CLIP] + alpha * context
                 context = stab.fusion.output(stab.fusion.norm(fused))
             rows.append(context[None])
             for row in windows:
-                rows.append(torch.stack([*row, stab.row_embedding]))
+                rows.append(torch.cat([row, stab.row_embedding[None]]))
         projector = model.model.multi_modal_projector
         tokens.append(projector.linear_2(F.gelu(projector.linear_1(torch.cat(rows)))))
     return tokens
@@ -172,3 +191,29 @@ def textbook_fsra(fsra, tokens: torch.Tensor) -> torch.Tensor:
 def fast(model, videos: list[torch.Tensor]) -> list[torch.Tensor]:
     patches, grids = zip(*(to_patches(video, SMALL_PATCH) for video in videos), strict=True)
     return list(model.get_video_features(torch.cat(patches), torch.tensor(grids)).pooler_output)
+
+
+def outputs_and_gradients(compute, model, videos):
+    """The tokens of all videos, and the gradients of a random weighting of them in every parameter and pixel."""
+    videos = [video.clone().requires_grad_() for video in videos]
+    tokens = compute(model, videos)
+    generator = torch.Generator().manual_seed(2)
+    loss = sum((t * torch.randn(t.shape, generator=generator, dtype=t.dtype)).sum() for t in tokens)
+    parameters = {
+        **dict(model.model.vision_tower.named_parameters()),
+        **dict(model.model.multi_modal_projector.named_parameters(prefix="projector")),
+        **{f"pixels of video {i}": video for i, video in enumerate(videos)},
+    }
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    return tokens, dict(zip(parameters, gradients, strict=True))
+
+
+def assert_same(model, videos, textbook=textbook):
+    tokens, gradients = outputs_and_gradients(fast, model, videos)
+    expected_tokens, expected_gradients = outputs_and_gradients(textbook, model, videos)
+    for got, expected in zip(tokens, expected_tokens, strict=True):
+        assert got.shape == expected.shape
+        assert (got - expected).abs().max() <= 1e-9 * expected.abs().max()
+    for name, expected in expected_gradients.items():
+        assert expected.abs().max() > 0, name
+        assert (gradients[name] - expected).abs().max() <= 1e-9 * expected.abs().max(), name

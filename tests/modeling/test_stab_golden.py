@@ -5,12 +5,7 @@ import torch
 from torch import nn
 
 from helpers.reference_checkpoint import golden, to_patches, write_reference
-from helpers.textbook_stab import (
-    fast,
-    small_model,
-    small_videos,
-    textbook,
-)
+from helpers.textbook_stab import assert_same, small_model, small_videos
 from video_panda_hf import VideoPandaForConditionalGeneration
 from video_panda_hf.conversion import convert_checkpoint
 
@@ -81,32 +76,6 @@ def test_the_background_is_the_references(model):
 
 
 # --- The textbook form: what the equations say, one video and one frame at a time, keys and values projected ---
-
-
-def outputs_and_gradients(compute, model, videos):
-    """The tokens of all videos, and the gradients of a random weighting of them in every parameter and pixel."""
-    videos = [video.clone().requires_grad_() for video in videos]
-    tokens = compute(model, videos)
-    generator = torch.Generator().manual_seed(2)
-    loss = sum((t * torch.randn(t.shape, generator=generator, dtype=t.dtype)).sum() for t in tokens)
-    parameters = {
-        **dict(model.model.vision_tower.named_parameters()),
-        **dict(model.model.multi_modal_projector.named_parameters(prefix="projector")),
-        **{f"pixels of video {i}": video for i, video in enumerate(videos)},
-    }
-    gradients = torch.autograd.grad(loss, list(parameters.values()))
-    return tokens, dict(zip(parameters, gradients, strict=True))
-
-
-def assert_same(model, videos):
-    tokens, gradients = outputs_and_gradients(fast, model, videos)
-    expected_tokens, expected_gradients = outputs_and_gradients(textbook, model, videos)
-    for got, expected in zip(tokens, expected_tokens, strict=True):
-        assert got.shape == expected.shape
-        assert (got - expected).abs().max() <= 1e-9 * expected.abs().max()
-    for name, expected in expected_gradients.items():
-        assert expected.abs().max() > 0, name
-        assert (gradients[name] - expected).abs().max() <= 1e-9 * expected.abs().max(), name
 
 
 @pytest.mark.parametrize("pad_to_square", [True, False])

@@ -84,8 +84,6 @@ def test_engines_know_the_number_of_tokens_before_there_are_pixels(chatml):
     assert counts["num_image_patches"] == [8]
     larger = chatml._get_num_multimodal_tokens(video_sizes=sizes[:1], size={"longest_edge": 112})
     assert larger["num_video_tokens"] == [4 * (1 + 2 * 5)] and larger["num_image_tokens"] is None
-    without_rows = processor_of(chatml_tokenizer(), use_row_tokens=False)
-    assert without_rows._get_num_multimodal_tokens(video_sizes=sizes[:1])["num_video_tokens"] == [12]
 
 
 def test_several_videos_and_prompts_take_their_videos_in_order(chatml):

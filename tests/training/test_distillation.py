@@ -138,6 +138,18 @@ def test_gradients_are_the_textbooks_in_float64(golden, head):
         torch.testing.assert_close(got, textbook, atol=1e-12, rtol=1e-9)
 
 
+def test_mse_and_its_gradient_are_the_formula_in_float64():
+    """Frames of 2 and 3 patches: each counts alike, and so does each channel."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 5, 16, generator=generator, dtype=torch.float64).unbind()
+    loss = distillation_loss(student.requires_grad_(), teacher, torch.tensor([2, 3]), distance="mse")
+    squares = [[((s - t) ** 2).sum() / 16 for s, t in zip(student, teacher, strict=True)][i] for i in range(5)]
+    torch.testing.assert_close(loss, (sum(squares[:2]) / 2 + sum(squares[2:]) / 3) / 2)
+    (gradient,) = torch.autograd.grad(loss, student)
+    weights = torch.tensor([1 / 4, 1 / 4, 1 / 6, 1 / 6, 1 / 6], dtype=torch.float64)[:, None]
+    torch.testing.assert_close(gradient, weights * (student - teacher) / 8)
+
+
 @pytest.mark.parametrize(
     ("num_layers", "layers"),
     [(8, [8, 4, 0]), (32, [*range(32, -1, -4)]), (30, [30, 26, 22, 18, 14, 10, 6, 2, 0]), (2, [2, 0])],
@@ -260,9 +272,10 @@ def test_patch_positions_are_where_the_models_windows_stand():
     torch.testing.assert_close(embedded[positions], windows)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_model_with_head_gives_the_loss_of_its_hidden_states(checkpointing):
+@pytest.mark.parametrize(("checkpointing", "distance"), [(False, "cosine"), (True, "cosine"), (False, "mse")])
+def test_model_with_head_gives_the_loss_of_its_hidden_states(checkpointing, distance):
     model, teacher = distilling_model(checkpointing)
+    model.distillation_head.distance = distance
     batch = tiny_batch([[(4, 8, 8)], [(1, 4, 6), (4, 6, 8)], []])
     pixels, grids = batch["pixel_values_videos"], batch["video_grid_thw"]
     outputs = model(**batch, teacher_features=teacher(pixels, grids), teacher_grid_thw=teacher.grids(grids))
@@ -271,7 +284,8 @@ def test_model_with_head_gives_the_loss_of_its_hidden_states(checkpointing):
     hidden = plain(**batch, output_hidden_states=True).hidden_states
     positions = patch_positions(model.config, batch["input_ids"], grids)
     student = model.distillation_head([hidden[layer].flatten(0, 1)[positions] for layer in (2, 0)])
-    expected = distillation_loss(student, teacher(pixels, grids), frame_grids(teacher.grids(grids)).prod(1))
+    patches_per_frame = frame_grids(teacher.grids(grids)).prod(1)
+    expected = distillation_loss(student, teacher(pixels, grids), patches_per_frame, distance=distance)
     torch.testing.assert_close(outputs.distillation_loss, expected)
 
     outputs.distillation_loss.backward()

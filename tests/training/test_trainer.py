@@ -152,6 +152,17 @@ def test_a_batch_has_one_loss_however_it_is_split(tmp_path, teacher_folder):
         torch.testing.assert_close(result, results[0], atol=1e-6, rtol=1e-5)
 
 
+def test_distillation_by_mse_learns(tmp_path, teacher_folder):
+    options = {"distillation_teacher": teacher_folder, "learning_rate": 1e-2, "max_steps": 8}
+    losses = []
+    for distance in ("cosine", "mse"):
+        trainer = make_trainer(tmp_path, distillation_distance=distance, examples=make_examples()[:2], **options)
+        trainer.train()
+        losses.append([log["distillation_loss"] for log in trainer.state.log_history if "loss" in log])
+        assert losses[-1][-1] < 0.9 * losses[-1][0]
+    assert losses[0][0] != pytest.approx(losses[1][0], rel=0.1)
+
+
 def test_an_evaluation_reports_the_language_models_loss(tmp_path, teacher_folder):
     trainer = make_trainer(tmp_path, distillation_teacher=teacher_folder, per_device_eval_batch_size=8)
     metrics = trainer.evaluate(make_examples()[:4])
@@ -399,6 +410,8 @@ def test_arguments_that_make_no_sense_are_errors(tmp_path):
         make_trainer(tmp_path, label_smoothing_factor=0.1)
     with pytest.raises(ValueError, match="distillation_teacher"):
         VideoPandaTrainingArguments(str(tmp_path), distillation_head="somewhere")
+    with pytest.raises(ValueError, match="`distillation_distance` is one of cosine, mse, not 'l1'"):
+        VideoPandaTrainingArguments(str(tmp_path), distillation_distance="l1")
 
 
 @pytest.mark.parametrize("kind", ["list", "datasets"])

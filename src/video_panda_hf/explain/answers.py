@@ -115,7 +115,7 @@ def answer_maps(model, inputs, encoded, answer: torch.Tensor, method: str) -> di
     tiny = torch.finfo(scores.dtype).tiny
     scores = scores / scores.sum(1, keepdim=True).clamp_min(tiny)
     by_frame = scores.unflatten(1, (frames, -1))
-    windows = by_frame[:, :, 1:].unflatten(2, (height, width + config.use_row_tokens))[..., :width]
+    windows = by_frame[:, :, 1:].unflatten(2, (height, width + 1))[..., :width]
     return {
         "answer": windows / windows.sum((1, 2, 3), keepdim=True).clamp_min(tiny),
         "temporal": by_frame.sum(2).mean(0),

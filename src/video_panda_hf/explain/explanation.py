@@ -18,20 +18,20 @@ from .vision import encode, parts_of
 class Explanation:
     r"""
     What the model looked at in a video of T frames with H × W patches and h × w tokens each. A map lies on the whole
-    frame: the canvas around it is taken out. What the model does not have, as GSTRA for a picture, is `None`.
+    frame: the canvas around it is taken out. GSTRA's of a picture are `None`.
 
     `fsra`, `gstra`, `lsd` and the shares do not depend on the question.
 
     Args:
         frames (`np.ndarray` of shape `(T, height, width, 3)`):
             The frames that the model got, as bytes, before they were resized.
-        fsra (`torch.Tensor` of shape `(T, h, w)`, *optional*):
+        fsra (`torch.Tensor` of shape `(T, h, w)`):
             FSRA's attention, the mean of its heads. The sum of a frame is 1.
         gstra (`torch.Tensor` of shape `(T, H, W)`, *optional*):
             GSTRA's attention, the mean of its heads. The sum of a clip of 4 frames is 1.
         gstra_background (`torch.Tensor` of shape `(clips,)`, *optional*):
             The share of GSTRA's attention that lay on the canvas' background, and is not in `gstra`.
-        lsd (`torch.Tensor` of shape `(T, h, w, 4)`, *optional*):
+        lsd (`torch.Tensor` of shape `(T, h, w, 4)`):
             LSD's attention to the four patches of a window, row by row. Their sum is 1.
         alpha (`torch.Tensor` of shape `(D,)`):
             The weight of the frame (FSRA) in each channel of a context token; that of the clip (GSTRA) is 1 - alpha.
@@ -56,10 +56,10 @@ class Explanation:
     """
 
     frames: np.ndarray
-    fsra: torch.Tensor | None
+    fsra: torch.Tensor
     gstra: torch.Tensor | None
     gstra_background: torch.Tensor | None
-    lsd: torch.Tensor | None
+    lsd: torch.Tensor
     alpha: torch.Tensor
     frame_share_of_channels: torch.Tensor
     frame_share: torch.Tensor

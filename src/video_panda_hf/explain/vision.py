@@ -2,7 +2,7 @@
 
 import torch
 
-from video_panda_hf.modeling import lay_out
+from video_panda_hf.modeling import VideoPandaConfig, lay_out
 
 
 def parts_of(model):
@@ -25,9 +25,14 @@ def encode(model, inputs):
     Returns:
         The output of `get_video_features`, and a dictionary with `fsra` (T, h, w), `gstra` (T, H, W),
         `gstra_background` (clips,), `lsd` (T, h, w, 4), `alpha` (D,), `frame_share_of_channels` (T, D) and
-        `frame_share` (T,), float32 on the CPU. What the model or a picture does not have is `None`.
+        `frame_share` (T,), float32 on the CPU. A picture's of GSTRA are `None`.
+
+    Raises:
+        ValueError: for a variant of the model, whose parts may look at other things.
     """
     model, stab = parts_of(model)
+    if model.config.model_type != VideoPandaConfig.model_type:
+        raise ValueError(f"maps are of the model as published, this one is a {model.config.model_type!r}")
     given = {}
 
     def note(module, args):
@@ -44,16 +49,13 @@ def encode(model, inputs):
     merge = config.spatial_merge_size
     ((frames, rows, columns),) = inputs["video_grid_thw"].tolist()
     height, width = rows // merge, columns // merge
-    # Those of GSTRA, LSD and FSRA in this order, as far as there are such.
-    weights = [of_part.float().mean(1).cpu() for of_part in encoded.attentions]
-    has_gstra = config.use_gstra and frames > 1
-    maps = dict.fromkeys(["gstra", "gstra_background", "lsd", "fsra"])
-    if has_gstra:
-        maps["gstra"], maps["gstra_background"] = on_the_picture(weights.pop(0), (frames, rows, columns), config)
-    if config.use_lsd:
-        maps["lsd"] = weights.pop(0).view(frames, height, width, merge**2)
-    if config.use_fsra:
-        maps["fsra"] = weights.pop(0).view(frames, height, width)
+    # Those of GSTRA, which a picture does not have, LSD and FSRA.
+    *of_gstra, lsd, fsra = (of_part.float().mean(1).cpu() for of_part in encoded.attentions)
+    maps = dict.fromkeys(["gstra", "gstra_background"])
+    if of_gstra:
+        maps["gstra"], maps["gstra_background"] = on_the_picture(*of_gstra, (frames, rows, columns), config)
+    maps["lsd"] = lsd.view(frames, height, width, merge**2)
+    maps["fsra"] = fsra.view(frames, height, width)
     return encoded, {**maps, **shares(stab.fusion, **given)}
 
 
@@ -74,7 +76,7 @@ def on_the_picture(weights: torch.Tensor, grid: tuple[int, int, int], config) ->
         background, (clips,).
     """
     side = config.image_size // config.patch_size if config.pad_to_square else None
-    layout = lay_out((grid,), side, config.spatial_merge_size, config.frames_per_clip, config.use_row_tokens)
+    layout = lay_out((grid,), side, config.spatial_merge_size, config.frames_per_clip)
     (group,) = layout.groups
     inside = weights.flatten() if group.cells is None else weights.flatten()[group.cells]
     inside = inside.view(len(weights), -1)

@@ -37,16 +37,6 @@ class VideoPandaVisionConfig(PreTrainedConfig):
             normalisation, rounded down to 8 bits.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of freshly initialised weights.
-        use_lste (`bool`, *optional*, defaults to `True`):
-            For ablations. `False` makes a model without LSTE and DPE: the patch embeddings stay as they are.
-        use_gstra (`bool`, *optional*, defaults to `True`):
-            For ablations. `False` leaves only the learned query of GSTRA.
-        use_fsra (`bool`, *optional*, defaults to `True`):
-            For ablations. `False` leaves only the learned query of FSRA.
-        use_lsd (`bool`, *optional*, defaults to `True`):
-            For ablations. `False` leaves only the mean of each window.
-        use_row_tokens (`bool`, *optional*, defaults to `True`):
-            For ablations. `False` ends no row of tokens with ROW. The processor has a `use_row_tokens` to match.
     """
 
     model_type = "video_panda_vision"
@@ -69,13 +59,12 @@ class VideoPandaVisionConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     background: list[float] | tuple[float, ...] | None = None
     initializer_range: float = 0.02
-    use_lste: bool = True
-    use_gstra: bool = True
-    use_fsra: bool = True
-    use_lsd: bool = True
-    use_row_tokens: bool = True
 
     def __post_init__(self, **kwargs):
+        # Switches of earlier checkpoints, whose models without a part are variants now.
+        for switch in ("use_lste", "use_gstra", "use_fsra", "use_lsd", "use_row_tokens"):
+            if not kwargs.pop(switch, True):
+                raise ValueError(f"`{switch}=False`: this model has all parts. One without is in examples/ablations.")
         if self.background is None:
             normalisation = zip(OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, strict=True)
             self.background = [(int(255 * mean) / 255 - mean) / std for mean, std in normalisation]
@@ -136,7 +125,7 @@ class VideoPandaConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         if not isinstance(self.vision_config, PreTrainedConfig):
-            self.vision_config = VideoPandaVisionConfig(**(self.vision_config or {}))
+            self.vision_config = self.sub_configs["vision_config"](**(self.vision_config or {}))
         if self.text_config is None:
             self.text_config = CONFIG_MAPPING["llama"](vocab_size=32002)
         elif isinstance(self.text_config, dict):

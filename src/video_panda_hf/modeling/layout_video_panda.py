@@ -51,7 +51,7 @@ class VideoLayout:
     token_mask: torch.BoolTensor | None  # (frames, longest): where `frame_tokens` holds a window
     clip_of_frame: torch.LongTensor  # (frames,): row of the groups' concatenated clips
     is_image: torch.BoolTensor | None  # (frames,): the frames that are videos of their own; None: there are none
-    token_order: torch.LongTensor  # (tokens,): rows of [windows, contexts, ROW] that make up the sequences; ROW if any
+    token_order: torch.LongTensor  # (tokens,): rows of [windows, contexts, ROW] that make up the sequences
     tokens_per_video: list[int]
     num_frames: int
 
@@ -67,7 +67,7 @@ class VideoLayout:
         check_grids(pixel_values_videos.shape, grids, config)
         side = config.image_size // config.patch_size if config.pad_to_square else None
         grids = tuple(map(tuple, grids.tolist()))
-        return lay_out(grids, side, config.spatial_merge_size, config.frames_per_clip, config.use_row_tokens)
+        return lay_out(grids, side, config.spatial_merge_size, config.frames_per_clip)
 
     def tokens_of_frames(self, windows: torch.Tensor) -> torch.Tensor:
         """LSD's tokens (windows, D) → (frames, longest, D)."""
@@ -79,7 +79,7 @@ class VideoLayout:
 
 @lru_cache(maxsize=32)  # takes more host time than STAB's launches, and batches often have the same shapes
 def lay_out(
-    grids: tuple[tuple[int, int, int], ...], side: int | None, merge: int, frames_per_clip: int, row_tokens: bool
+    grids: tuple[tuple[int, int, int], ...], side: int | None, merge: int, frames_per_clip: int
 ) -> VideoLayout:
     """
     The layout of a batch of videos. It is cached and shared, so do not change it.
@@ -93,8 +93,6 @@ def lay_out(
             Side of a window in patches.
         frames_per_clip (`int`):
             Frames of a clip.
-        row_tokens (`bool`):
-            Whether ROW ends every row of tokens.
     """
     # Build the cached tensors on the CPU and outside inference mode, so that training can use them.
     with torch.inference_mode(False), torch.device("cpu"):
@@ -127,7 +125,7 @@ def lay_out(
 
         # The sequence of each frame: context, then the rows of its windows, ROW after every row.
         num_frames, num_windows = len(tokens), int(tokens.sum())
-        row_length = window_columns + row_tokens
+        row_length = window_columns + 1
         frame, position = enumerate_parts(1 + window_rows * row_length)
         row, column = (position - 1) // row_length[frame], (position - 1) % row_length[frame]
         token_order = first_window[frame] + row * window_columns[frame] + column
@@ -135,7 +133,7 @@ def lay_out(
         token_order = torch.where(position == 0, num_windows + frame, token_order)
 
         groups, clip_of_frame = group_clips(rows, columns, first_patch, is_image, side, merge, frames_per_clip)
-        tokens_per_frame = 1 + (grids[:, 1] // merge) * (grids[:, 2] // merge + row_tokens)
+        tokens_per_frame = 1 + (grids[:, 1] // merge) * (grids[:, 2] // merge + 1)
         return VideoLayout(
             groups=groups,
             windows=windows.flatten(1),

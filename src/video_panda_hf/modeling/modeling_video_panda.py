@@ -19,7 +19,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple, torch_compilable_check
 
 from .configuration_video_panda import VideoPandaConfig, VideoPandaVisionConfig
-from .layout_video_panda import VideoLayout
 from .modeling_video_panda_vision import VideoPandaPreTrainedModel, VideoPandaVisionModel
 
 
@@ -82,9 +81,11 @@ class VideoPandaProjector(nn.Module):
 class VideoPandaModel(VideoPandaPreTrainedModel):
     """STAB, projector and language model without its head."""
 
+    vision_class = VideoPandaVisionModel
+
     def __init__(self, config: VideoPandaConfig):
         super().__init__(config)
-        self.vision_tower = VideoPandaVisionModel(config.vision_config)
+        self.vision_tower = self.vision_class(config.vision_config)
         self.multi_modal_projector = VideoPandaProjector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         if getattr(config, "quantization_config", None) is not None:
@@ -217,12 +218,13 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
 class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMixin):
     """Video-Panda with its LM head: videos and a prompt in, an answer out."""
 
+    model_class = VideoPandaModel
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: VideoPandaConfig):
         super().__init__(config)
-        self.model = VideoPandaModel(config)
+        self.model = self.model_class(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
@@ -395,7 +397,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
     def _leave_out_cached_videos(self, input_ids, cached: int, kwargs: dict) -> None:
         """Takes the videos whose tokens are among the first `cached` of a prompt out of `kwargs`."""
         pixels, grids = kwargs["pixel_values_videos"], kwargs["video_grid_thw"].cpu()
-        lengths = VideoLayout.of(pixels, grids, self.config.vision_config).tokens_per_video
+        lengths = self.model.vision_tower.lay_out(pixels, grids).tokens_per_video
         positions = self.model.find_placeholders(input_ids).nonzero()[:, 1].cpu()
         if sum(lengths) != len(positions):
             return  # the caller has left them out

@@ -99,18 +99,15 @@ class VideoPandaPreTrainedModel(PreTrainedModel):
             init.normal_(module.value_weight, std=std)
         elif isinstance(module, GlobalSpatioTemporalAggregator):
             init.zeros_(module.query)
-            if module.attention is not None:
-                init.zeros_(module.attention.output.weight)
-                init.zeros_(module.mlp_out.weight)
+            init.zeros_(module.attention.output.weight)
+            init.zeros_(module.mlp_out.weight)
         elif isinstance(module, FrameSpatialAggregator):
             init.normal_(module.class_embedding, std=module.class_embedding.shape[0] ** -0.5)
         elif isinstance(module, ContextFusion):
             init.zeros_(module.balance)
         elif isinstance(module, VideoPandaVisionModel):
-            if module.row_embedding is not None:
-                init.normal_(module.row_embedding, std=module.row_embedding.shape[0] ** -0.5)
-            if module.lste is not None:  # here, because LSTE itself has no parameter and is not visited
-                init.zeros_(module.lste.expand.weight)
+            init.normal_(module.row_embedding, std=module.row_embedding.shape[0] ** -0.5)
+            init.zeros_(module.lste.expand.weight)  # here: LSTE itself has no parameter and is not visited
 
 
 class VideoPandaVisionModel(VideoPandaPreTrainedModel):
@@ -125,13 +122,13 @@ class VideoPandaVisionModel(VideoPandaPreTrainedModel):
         super().__init__(config)
         patch_dim = config.num_channels * config.patch_size**2
         self.patch_embedding = nn.Linear(patch_dim, config.hidden_size, bias=False)
-        self.lste = LocalSpatioTemporalEncoding(config) if config.use_lste else None
-        self.dpe = DynamicPositionEncoding(config) if config.use_lste else None
+        self.lste = LocalSpatioTemporalEncoding(config)
+        self.dpe = DynamicPositionEncoding(config)
         self.gstra = GlobalSpatioTemporalAggregator(config)
         self.lsd = LocalSpatialDownsampling(config)
         self.fsra = FrameSpatialAggregator(config)
         self.fusion = ContextFusion(config)
-        self.row_embedding = nn.Parameter(torch.empty(config.hidden_size)) if config.use_row_tokens else None
+        self.row_embedding = nn.Parameter(torch.empty(config.hidden_size))
         self.post_init()
 
     def get_input_embeddings(self):
@@ -168,30 +165,19 @@ class VideoPandaVisionModel(VideoPandaPreTrainedModel):
             output_attentions = self.config.output_attentions
 
         dtype, device = self.fsra.class_embedding.dtype, pixel_values_videos.device
-        layout = VideoLayout.of(pixel_values_videos, video_grid_thw, self.config).to(device)
+        layout = self.lay_out(pixel_values_videos, video_grid_thw).to(device)
 
         embeddings = self.patch_embedding(pixel_values_videos.to(dtype))  # (patches, D), eq. 1
         hidden_states = (embeddings,) if output_hidden_states else None
         background = self.background_embedding(device, dtype) if layout.has_background else None  # (1, D)
-
-        aligned, summaries, gstra_weights = embeddings, [], []
-        for group in layout.groups:  # one, or one per grid shape where there is no shared canvas
-            cells = group.place(embeddings, background)  # (clips, F, H, W, D)
-            if self.lste is not None:
-                cells = self.dpe(self.lste(cells))  # type: ignore[misc]  # with LSTE there is DPE
-            summary, weights = self.gstra(cells.flatten(1, 3))  # (clips, D)
-            aligned = group.add(aligned, cells)  # Z = L + E
-            summaries.append(summary)
-            gstra_weights += [] if weights is None else [weights]
-            del cells
+        aligned, summaries, gstra_weights = self.align(embeddings, background, layout)
         del embeddings
 
-        windows, lsd_weights = self.lsd(aligned, layout.windows)  # (windows, D)
+        windows, lsd_weights = self.downsample(aligned, layout)  # (windows, D)
         frames, fsra_weights = self.fsra(layout.tokens_of_frames(windows), layout.token_mask)  # (frames, D)
         contexts = self.fusion(frames, summaries, layout.clip_of_frame, layout.is_image)  # (frames, D)
 
-        row = [] if self.row_embedding is None else [self.row_embedding[None]]
-        tokens = torch.cat([windows, contexts, *row])
+        tokens = torch.cat([windows, contexts, self.row_embedding[None]])
         if hidden_states is not None:
             hidden_states += (aligned,)
         attentions = (*pad_weights(gstra_weights), lsd_weights, fsra_weights) if output_attentions else None
@@ -199,11 +185,31 @@ class VideoPandaVisionModel(VideoPandaPreTrainedModel):
             last_hidden_state=aligned,
             pooler_output=tokens[layout.token_order].split(layout.tokens_per_video),
             hidden_states=hidden_states,
-            attentions=attentions and tuple(weights for weights in attentions if weights is not None),
+            attentions=attentions,
             tokens=tokens,
             token_order=layout.token_order,
             tokens_per_video=layout.tokens_per_video,
         )
+
+    def lay_out(self, pixel_values_videos, video_grid_thw) -> VideoLayout:
+        """Where everything is in the batch, on the CPU."""
+        return VideoLayout.of(pixel_values_videos, video_grid_thw, self.config)
+
+    def align(self, embeddings, background, layout: VideoLayout):
+        """Patches (patches, D) → Z = L + E, the clips' summaries of each group and GSTRA's weights of each."""
+        aligned, summaries, weights = embeddings, [], []
+        for group in layout.groups:  # one, or one per grid shape where there is no shared canvas
+            cells = self.dpe(self.lste(group.place(embeddings, background)))  # (clips, F, H, W, D)
+            summary, weights_of_group = self.gstra(cells.flatten(1, 3))  # (clips, D)
+            aligned = group.add(aligned, cells)
+            summaries.append(summary)
+            weights.append(weights_of_group)
+            del cells
+        return aligned, summaries, weights
+
+    def downsample(self, aligned, layout: VideoLayout):
+        """Z (patches, D) → tokens (windows, D), and attention weights."""
+        return self.lsd(aligned, layout.windows)
 
     def background_embedding(self, device, dtype) -> torch.Tensor:
         """The embedding of a patch of the canvas' background, (1, D)."""
@@ -313,9 +319,6 @@ class GlobalSpatioTemporalAggregator(GradientCheckpointingLayer):
         hidden_size, eps = config.hidden_size, config.layer_norm_eps
         head_dim = hidden_size // config.num_attention_heads
         self.query = nn.Parameter(torch.zeros(1, hidden_size))
-        self.attention = None
-        if not config.use_gstra:
-            return
         self.query_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.key_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.attention = FewQueryPooling(hidden_size, config.num_attention_heads, head_dim**-0.5, bias=True)
@@ -326,8 +329,6 @@ class GlobalSpatioTemporalAggregator(GradientCheckpointingLayer):
 
     def forward(self, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`cells` (clips, F·H·W, D) → the clips' summaries g (clips, D) and the attention weights."""
-        if self.attention is None:
-            return self.query.expand(len(cells), -1), None
         attended, weights = self.attention(self.query_norm(self.query), self.key_norm(cells))
         summary = self.query + attended
         hidden = self.mlp_in(self.mlp_norm(summary))
@@ -340,9 +341,6 @@ class LocalSpatialDownsampling(GradientCheckpointingLayer):
 
     def __init__(self, config: VideoPandaVisionConfig):
         super().__init__()
-        self.attention = None
-        if not config.use_lsd:
-            return
         hidden_size, eps = config.hidden_size, config.layer_norm_eps
         self.query_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.key_norm = nn.LayerNorm(hidden_size, eps=eps)
@@ -353,8 +351,6 @@ class LocalSpatialDownsampling(GradientCheckpointingLayer):
         """`patches` (patches, D), `windows` (windows, 4) rows of it → tokens (windows, D), attention weights."""
         patches = patches[windows]  # (windows, 4, D)
         mean = patches.mean(1)
-        if self.attention is None:
-            return mean, None
         patches = self.key_norm(patches)
         attended, weights = self.attention(self.query_norm(mean), patches)
         return mean + attended, weights
@@ -367,17 +363,12 @@ class FrameSpatialAggregator(GradientCheckpointingLayer):
         super().__init__()
         hidden_size, eps = config.hidden_size, config.layer_norm_eps
         self.class_embedding = nn.Parameter(torch.empty(hidden_size))
-        self.attention = None
-        if not config.use_fsra:
-            return
         self.query_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.key_norm = nn.LayerNorm(hidden_size, eps=eps)
         self.attention = FewQueryPooling(hidden_size, config.num_attention_heads, hidden_size**-0.5, bias=False)
 
     def forward(self, tokens: torch.Tensor, mask: torch.BoolTensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """`tokens` (frames, tokens, D), `mask` (frames, tokens) → f (frames, D) and the attention weights."""
-        if self.attention is None:
-            return self.class_embedding.expand(len(tokens), -1), None
         query = self.query_norm(self.class_embedding)[None]
         attended, weights = self.attention(query, self.key_norm(tokens), mask)
         return self.class_embedding + attended, weights

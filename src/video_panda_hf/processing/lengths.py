@@ -30,7 +30,7 @@ def warn_if_too_long(inputs: BatchFeature, processor) -> None:
         while tokens < of_videos:
             t, h, w = (int(n) for n in next(grids))
             frames += t
-            tokens += t * (1 + h // merge_size * (w // merge_size + processor.use_row_tokens))
+            tokens += t * len(processor.placeholders_of_frame(h // merge_size, w // merge_size))
         if len(ids) <= longest:
             continue
         advice = "Shorten it."

@@ -44,18 +44,22 @@ class VideoPandaProcessor(ProcessorMixin):
             The language model's tokenizer, which has to know `<video>` and `<row>`.
         chat_template (`str`, *optional*):
             A Jinja template that writes a conversation as a prompt.
-        use_row_tokens (`bool`, *optional*, defaults to `True`):
-            Whether `<row>` ends every row of tokens, as in the model's vision configuration.
     """
 
-    def __init__(self, video_processor=None, tokenizer=None, chat_template=None, use_row_tokens: bool = True):
+    def __init__(self, video_processor=None, tokenizer=None, chat_template=None):
         self.image_token, self.video_token, self.row_token = IMAGE_TOKEN, VIDEO_TOKEN, ROW_TOKEN
         self.video_token_id = token_id(tokenizer, VIDEO_TOKEN)
         self.row_token_id = token_id(tokenizer, ROW_TOKEN)
         self.video_token_ids = [self.video_token_id, self.row_token_id]
         self.after_video = space_after_video(tokenizer)
-        self.use_row_tokens = use_row_tokens
         super().__init__(video_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict, **kwargs):
+        """As `ProcessorMixin`'s. Raises `ValueError` for prompts without `<row>`, a switch of earlier checkpoints."""
+        if not processor_dict.get("use_row_tokens", True):
+            raise ValueError("`use_row_tokens=False`: this model has all parts. One without is in examples/ablations.")
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
 
     @classmethod
     def from_text_pretrained(
@@ -64,7 +68,6 @@ class VideoPandaProcessor(ProcessorMixin):
         image_size: int = 448,
         patch_size: int = 14,
         chat_template: str | None = None,
-        use_row_tokens: bool = True,
         gguf_file: str | None = None,
         **kwargs,
     ) -> "VideoPandaProcessor":
@@ -84,8 +87,6 @@ class VideoPandaProcessor(ProcessorMixin):
             chat_template (`str`, *optional*):
                 Defaults to the LLM's own, extended to take videos in the content of messages. An LLM without one gets
                 `CHAT_TEMPLATE`.
-            use_row_tokens (`bool`, *optional*, defaults to `True`):
-                As in the model's vision configuration.
             gguf_file (`str`, *optional*):
                 A file of the LLM in GGUF that has its tokenizer.
             kwargs:
@@ -97,7 +98,7 @@ class VideoPandaProcessor(ProcessorMixin):
         need_package(templates, "A new processor")
         tokenizer, own_template = templates.for_videos(tokenizer_or_path, [VIDEO_TOKEN, ROW_TOKEN], gguf_file)
         video_processor = VideoPandaVideoProcessor(size={"longest_edge": image_size}, patch_size=patch_size, **kwargs)
-        return cls(video_processor, tokenizer, chat_template or own_template, use_row_tokens)
+        return cls(video_processor, tokenizer, chat_template or own_template)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """As `ProcessorMixin`'s, without the `auto_map` that it leaves on the processor it has saved."""
@@ -180,13 +181,15 @@ class VideoPandaProcessor(ProcessorMixin):
         texts = [self.replace_video_token(inputs, i, metadata=times[i], **kwargs) for i in range(len(times))]
         return inputs, texts
 
+    def placeholders_of_frame(self, rows: int, columns: int) -> list[str]:
+        """Those of a frame of rows × columns tokens: context, then each row and `<row>` (paper eq. 15-17)."""
+        return [self.video_token, *([self.video_token] * columns + [self.row_token]) * rows]
+
     def replace_video_token(self, video_inputs: dict, video_idx: int, metadata=None, **kwargs) -> str:
-        """The tokens of one video, per frame: context, then every row of tokens and `<row>` (paper eq. 15-17). With
-        `metadata`, the time of each clip stands before it."""
+        """The placeholders of one video. With `metadata`, the time of each clip stands before it."""
         merge_size = kwargs.get("merge_size") or self.video_processor.merge_size
         t, h, w = (int(n) for n in video_inputs["video_grid_thw"][video_idx])
-        row = self.video_token * (w // merge_size) + self.row_token * self.use_row_tokens
-        frame = self.video_token + row * (h // merge_size)
+        frame = "".join(self.placeholders_of_frame(h // merge_size, w // merge_size))
         if metadata is None or t == 1:
             return frame * t + self.after_video
         if metadata.fps is None or metadata.frames_indices is None:
@@ -200,7 +203,7 @@ class VideoPandaProcessor(ProcessorMixin):
 
     def _get_num_multimodal_tokens(self, image_sizes=None, video_sizes=None, **kwargs) -> MultiModalData:
         """The tokens of pictures of (height, width) and of sampled videos of (frames, height, width), for engines."""
-        settings = {**kwargs, **kwargs.get("videos_kwargs", {}), "use_row_tokens": self.use_row_tokens}
+        settings = {**kwargs, **kwargs.get("videos_kwargs", {})}
         tokens, patches = self.video_processor.tokens_of_frame, self.video_processor.get_num_of_video_patches
         data = {}
         if image_sizes is not None:

@@ -311,11 +311,11 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
             height, width = resized_size(height, width, size["longest_edge"], factor)
         return height // patch_size, width // patch_size
 
-    def tokens_of_frame(self, height: int, width: int, use_row_tokens: bool = True, **given) -> int:
+    def tokens_of_frame(self, height: int, width: int, **given) -> int:
         """The tokens of a frame of height × width pixels: its context, and its rows with their `<row>`."""
         merge_size = given.get("merge_size") or self.merge_size
         rows, columns = (count // merge_size for count in self.grid_of(height, width, **given))
-        return 1 + rows * (columns + use_row_tokens)
+        return 1 + rows * (columns + 1)
 
 
 # Sizes and frames: pure functions of numbers

@@ -113,15 +113,13 @@ def is_of_video(processor, ids: np.ndarray) -> np.ndarray:
 
 
 def ids_of_frame(processor, rows: int, columns: int) -> np.ndarray:
-    """The tokens of one frame: context, then the rows, each ended by ROW if the model has it."""
-    row = [processor.video_token_id] * columns + [processor.row_token_id] * processor.use_row_tokens
-    return np.array([processor.video_token_id, *row * rows])
+    """The tokens of one frame of rows × columns tokens."""
+    return np.array(processor.tokenizer.convert_tokens_to_ids(processor.placeholders_of_frame(rows, columns)))
 
 
 def ids_of_time(processor, seconds: float) -> np.ndarray:
     """The tokens of a time between two clips."""
-    before = processor.row_token if processor.use_row_tokens else processor.video_token
-    text = before + timestamp(seconds) + processor.video_token
+    text = processor.row_token + timestamp(seconds) + processor.video_token
     return np.array(processor.tokenizer.encode(text, add_special_tokens=False)[1:-1])
 
 

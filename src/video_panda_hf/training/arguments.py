@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from transformers import Seq2SeqTrainingArguments
 
+from .distillation import check_distance
+
 
 # transformers 5.16 has only the old name, `gradient_checkpointing`. Later releases deprecate that name.
 HAS_ACTIVATION_CHECKPOINTING = hasattr(Seq2SeqTrainingArguments, "activation_checkpointing")
@@ -38,6 +40,8 @@ class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
             Defaults to no distillation, as does "".
         distillation_weight (`float`, *optional*, defaults to 1.0):
             Weight of the distillation loss. The language model's loss has weight 1.
+        distillation_distance (`str`, *optional*, defaults to `"cosine"`):
+            How student and teacher are compared: `"cosine"` [eq. 19] or `"mse"` [table 5].
         distillation_head (`str`, *optional*):
             `distillation_head.safetensors`, or a folder that contains it (the output of an earlier stage, or a
             converted checkpoint), to start from. Defaults to a new head, as does "".
@@ -59,7 +63,8 @@ class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
             The folder of its videos. Defaults to the folder of the file.
 
     Raises:
-        ValueError: If `distillation_head` is set without `distillation_teacher`, or if nothing is trained.
+        ValueError: If `distillation_head` is set without `distillation_teacher`, for another
+            `distillation_distance`, or if nothing is trained.
     """
 
     vision_learning_rate: float | None = field(
@@ -86,6 +91,9 @@ class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
     )
     distillation_weight: float = field(
         default=1.0, metadata={"help": "The loss is the language model's plus this times the distillation's."}
+    )
+    distillation_distance: str = field(
+        default="cosine", metadata={"help": "How student and teacher are compared: cosine, or mse (table 5)."}
     )
     distillation_head: str | None = field(
         default=None,
@@ -121,6 +129,7 @@ class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
         self.distillation_teacher, self.distillation_head = (
             name or None for name in (self.distillation_teacher, self.distillation_head)
         )
+        check_distance(self.distillation_distance)
         if self.distillation_head is not None and self.distillation_teacher is None:
             raise ValueError(
                 "`distillation_head` is of no use without a `distillation_teacher`: give both or neither."

@@ -31,6 +31,10 @@ from .languagebind import LanguageBindVideoTower, video_settings
 
 HEAD_FILE = "distillation_head.safetensors"  # beside the model's weights
 LAYERS_APART = 4
+DISTANCES = {  # of features (patches, D)
+    "cosine": lambda student, teacher: 1 - F.cosine_similarity(student, teacher, dim=-1),
+    "mse": lambda student, teacher: (student - teacher).square().mean(-1),
+}
 
 
 class VideoPandaDistillationHead(nn.Module):
@@ -50,16 +54,26 @@ class VideoPandaDistillationHead(nn.Module):
             L, the number of the LLM's layers.
         num_heads (`int`, *optional*, defaults to 8):
             Heads of the attention from layer L to the others.
+        distance (`str`, *optional*, defaults to `"cosine"`):
+            How the loss compares the result with the teacher's features, see `distillation_loss`.
 
     Raises:
-        ValueError: If `teacher_hidden_size` is not a multiple of `num_heads`.
+        ValueError: If `teacher_hidden_size` is not a multiple of `num_heads`, or for another `distance`.
     """
 
-    def __init__(self, text_hidden_size: int, teacher_hidden_size: int, num_layers: int, num_heads: int = 8):
+    def __init__(
+        self,
+        text_hidden_size: int,
+        teacher_hidden_size: int,
+        num_layers: int,
+        num_heads: int = 8,
+        distance: str = "cosine",
+    ):
         super().__init__()
         if teacher_hidden_size % num_heads:
             raise ValueError(f"The teacher's width {teacher_hidden_size} is not a multiple of {num_heads} heads.")
-        self.num_heads = num_heads
+        check_distance(distance)
+        self.num_heads, self.distance = num_heads, distance
         self.layers = [*range(num_layers, 0, -LAYERS_APART), 0]
         self.norm_layer = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(text_hidden_size), nn.Linear(text_hidden_size, teacher_hidden_size, bias=False))
@@ -89,14 +103,21 @@ class VideoPandaDistillationHead(nn.Module):
         return self.input_layer(hidden_states[0]) + self.output_layer(attended)
 
 
+def check_distance(distance: str) -> None:
+    """Raises `ValueError` for a distance that is none of `DISTANCES`."""
+    if distance not in DISTANCES:
+        raise ValueError(f"`distillation_distance` is one of {', '.join(DISTANCES)}, not {distance!r}.")
+
+
 def distillation_loss(
     student: torch.Tensor,
     teacher: torch.Tensor,
     patches_per_frame: torch.LongTensor,
     num_frames_in_batch: torch.Tensor | int | None = None,
+    distance: str = "cosine",
 ) -> torch.Tensor:
     """
-    Computes the mean over frames of 1 - mean cosine similarity over the frame's patches [eq. 19].
+    Computes the mean over frames of the mean distance of student and teacher over the frame's patches [eq. 19].
 
     Args:
         student (`torch.Tensor` of shape `(patches, teacher_hidden_size)`):
@@ -108,16 +129,19 @@ def distillation_loss(
         num_frames_in_batch (`torch.Tensor` or `int`, *optional*):
             Frames of the whole batch, if this is a micro-batch (gradient accumulation, several processes). The losses
             of the micro-batches then add up to the loss of the batch. Defaults to the number of frames here.
+        distance (`str`, *optional*, defaults to `"cosine"`):
+            `"cosine"`: 1 - cosine similarity. `"mse"`: mean over the channels of the squared difference, as in table 5
+            of the paper, which has no formula for it; features are compared as they are, not normalised.
 
     Returns:
         `torch.Tensor` of shape `()`, in float32 or a wider dtype.
     """
     dtype = torch.promote_types(student.dtype, torch.float32)
-    distance = 1 - F.cosine_similarity(student.to(dtype), teacher.to(dtype), dim=-1)  # (patches,)
-    patches_per_frame = patches_per_frame.to(distance.device)
-    weight = patches_per_frame.to(dtype).reciprocal().repeat_interleave(patches_per_frame, output_size=len(distance))
+    distances = DISTANCES[distance](student.to(dtype), teacher.to(dtype))  # (patches,)
+    patches_per_frame = patches_per_frame.to(distances.device)
+    weight = patches_per_frame.to(dtype).reciprocal().repeat_interleave(patches_per_frame, output_size=len(distances))
     num_frames = len(patches_per_frame) if num_frames_in_batch is None else num_frames_in_batch
-    return (distance * weight).sum() / num_frames
+    return (distances * weight).sum() / num_frames
 
 
 class VideoPandaTeacher:
@@ -329,7 +353,9 @@ class VideoPandaDistillationMixin:
         student, teacher, patches_per_frame = align_grids(
             head(hidden_states), tokens, teacher_features, frame_grids(teacher_grid_thw)
         )
-        loss = distillation_loss(student, teacher, patches_per_frame, num_frames_in_batch)
+        loss = distillation_loss(
+            student, teacher, patches_per_frame, num_frames_in_batch, self.distillation_head.distance
+        )
         # The hidden states are large and no longer needed.
         return VideoPandaDistillationOutput(**{**outputs, "hidden_states": None, "distillation_loss": loss})
 
@@ -362,10 +388,12 @@ def patch_positions(config, input_ids: torch.LongTensor, video_grid_thw: torch.L
     (video, frame, row, column). `video_grid_thw` is on the CPU."""
     vision = config.vision_config
     grids = tuple(map(tuple, video_grid_thw.tolist()))
-    layout = lay_out(grids, None, vision.spatial_merge_size, vision.frames_per_clip, vision.use_row_tokens)
-    is_patch = (layout.token_order < len(layout.windows)).nonzero().squeeze(1)
-    placeholders = (input_ids == config.video_token_id) | (input_ids == config.row_token_id)
-    return placeholders.flatten().nonzero().squeeze(1)[is_patch.to(input_ids.device)]
+    layout = lay_out(grids, None, vision.spatial_merge_size, vision.frames_per_clip)
+    num_patches, num_frames = len(layout.windows), layout.num_frames
+    order = layout.token_order[layout.token_order < num_patches + num_frames]  # what stands at `<video>`: all but ROW
+    is_patch = (order < num_patches).nonzero().squeeze(1)
+    placeholders = (input_ids == config.video_token_id).flatten().nonzero().squeeze(1)
+    return placeholders[is_patch.to(input_ids.device)]
 
 
 def align_grids(student, student_grids, teacher, teacher_grids):

@@ -137,7 +137,10 @@ class VideoPandaTrainer(Trainer):
         model = base_model(self.model)
         text_config = model.config.text_config
         head = VideoPandaDistillationHead(
-            text_config.hidden_size, self.teacher.hidden_size, text_config.num_hidden_layers
+            text_config.hidden_size,
+            self.teacher.hidden_size,
+            text_config.num_hidden_layers,
+            distance=self.args.distillation_distance,
         )
         if self.args.distillation_head is not None:
             load_head(head, self.args.distillation_head)
@@ -457,7 +460,7 @@ class VideoPandaTrainer(Trainer):
         own = [field.name for field in fields(VideoPandaTrainingArguments) if field.name not in inherited]
         own.remove("eval_task_videos")  # a folder of this machine
         if self.teacher is None:
-            own.remove("distillation_weight")
+            own = [name for name in own if name not in ("distillation_weight", "distillation_distance")]
         length = "max_steps" if args.max_steps > 0 else "num_train_epochs"
         settings = {name: getattr(args, name) for name in [*SETTINGS, length, *own]}
         settings["batch_size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
