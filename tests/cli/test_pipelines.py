@@ -86,6 +86,21 @@ def test_a_pipeline_answers_about_pictures_in_its_three_ways(task, tmp_path):
     assert named(ask(text=chats, batch_size=2, **options)) == [*expected, "red"]
 
 
+@pytest.mark.parametrize("task", ["image-text-to-text", "any-to-any"])
+def test_a_batch_may_mix_chats_with_videos_pictures_and_text(task):
+    ask = pipeline(task, model=str(SHIPPED_MODEL))
+    only_text = [{"role": "user", "content": "Describe the video."}]
+    chats = [only_text, conversation(CLIPS["red"]), only_text, conversation(CLIPS["blue"], num_frames=4)]
+    chats.append([{"role": "user", "content": [{"type": "image", "image": photo(CLIPS["green"])}, WHICH_COLOUR]}])
+    options = {"max_new_tokens": 12, "return_full_text": False}
+    alone = [ask(text=chat, **options)[0]["generated_text"] for chat in chats]
+    assert len(set(alone)) == 4
+    for size in (2, 3, len(chats)):
+        together = ask(text=chats, batch_size=size, **options)
+        assert [answer[0]["generated_text"] for answer in together] == alone
+    assert ask(text=only_text, num_beams=2, **options)
+
+
 def test_a_pipeline_passes_on_video_windows_and_processor_settings():
     ask = pipeline("image-text-to-text", model=str(SHIPPED_MODEL))
     processor = AutoProcessor.from_pretrained(SHIPPED_MODEL)

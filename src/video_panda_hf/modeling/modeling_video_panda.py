@@ -60,6 +60,7 @@ class VideoPandaCausalLMOutputWithPast(CausalLMOutputWithPast):
 
 
 # Listed once: `torch.compile(fullgraph=True)` cannot call `fields`.
+VIDEOS = ("pixel_values_videos", "video_grid_thw")
 MODEL_FIELDS = frozenset(field.name for field in fields(VideoPandaModelOutputWithPast))
 CAUSAL_LM_FIELDS = frozenset(field.name for field in fields(VideoPandaCausalLMOutputWithPast))
 
@@ -184,7 +185,7 @@ class VideoPandaModel(VideoPandaPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
         encoded = (mm_encoder_outputs or {}).get("video")
-        if encoded is None and pixel_values_videos is not None:
+        if encoded is None and pixel_values_videos is not None and len(pixel_values_videos):
             if video_grid_thw is None:
                 raise ValueError("`pixel_values_videos` need `video_grid_thw`: frames, rows, columns of each video.")
             encoded = self.get_video_features(pixel_values_videos, video_grid_thw, return_dict=True)
@@ -352,6 +353,8 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             configured = [getattr(config, name, None) for config in (generation_config, self.generation_config)]
             return next((value for value in configured if value is not None), None)
 
+        if kwargs.get("pixel_values_videos") is not None and not len(kwargs["pixel_values_videos"]):
+            kwargs = {name: value for name, value in kwargs.items() if name not in VIDEOS}
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
         self.check_length(input_ids, kwargs.get("attention_mask"), kwargs.get("video_grid_thw"))
         cache = kwargs.get("cache") if kwargs.get("past_key_values") is None else kwargs["past_key_values"]
@@ -368,7 +371,7 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             if encoded is not None or max(setting("num_beams") or 1, setting("num_return_sequences") or 1) > 1:
                 # transformers repeats the rows of every tensor for beams, but packed patches have no row per prompt.
                 # And 5.16 hands `mm_encoder_outputs` over again at every step.
-                videos = [kwargs.pop(name, None) for name in ("pixel_values_videos", "video_grid_thw")]
+                videos = [kwargs.pop(name, None) for name in VIDEOS]
                 kwargs.pop("mm_encoder_outputs", None)
                 features = (encoded or self.get_video_features(*videos, return_dict=True)).pooler_output
                 new_ids = None if input_ids is None else input_ids[:, cached:]

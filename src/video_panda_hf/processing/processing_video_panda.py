@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from functools import partial
 
+import torch
 from transformers import BatchFeature, ProcessingKwargs, ProcessorMixin
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import MultiModalData, Unpack
@@ -243,6 +244,10 @@ class VideoPandaProcessor(ProcessorMixin):
             chat_template, tokenize, return_dict, kwargs:
                 As in [`~transformers.ProcessorMixin.apply_chat_template`], and variables of the template.
 
+        Returns:
+            `str`, or with `tokenize=True, return_dict=True` a `BatchFeature` as of a call. As tensors, it has
+            `pixel_values_videos` and `video_grid_thw` even of no videos: of 0 rows, which the model takes as none.
+
         Raises:
             ValueError: for `return_assistant_tokens_mask` with a template that has no `{% generation %}` and alters
                 the answers.
@@ -259,10 +264,19 @@ class VideoPandaProcessor(ProcessorMixin):
             processor_kwargs.setdefault("add_special_tokens", False)
         arguments = {"chat_template": template, "tokenize": tokenize, "return_dict": return_dict}
         if not (tokenize and return_dict and return_assistant_tokens_mask):
-            return super().apply_chat_template(conversation, processor_kwargs=processor_kwargs, **arguments, **kwargs)
+            options = {"processor_kwargs": processor_kwargs, **arguments, **kwargs}
+            inputs = super().apply_chat_template(conversation, **options)
+            return self.with_videos(inputs) if tokenize and return_dict else inputs
         need_package(answers, "A mask of answers")
         make = partial(super().apply_chat_template, conversation, **arguments, **kwargs)
         return answers.with_mask(make, conversation, template, self.tokenizer, processor_kwargs, kwargs)
+
+    def with_videos(self, inputs: BatchFeature) -> BatchFeature:
+        """Adds no patches of no videos to tensors without any: a pipeline joins only inputs with the same keys."""
+        if isinstance(inputs["input_ids"], torch.Tensor) and "video_grid_thw" not in inputs:
+            inputs["pixel_values_videos"] = torch.empty(0, 3 * self.video_processor.patch_size**2)
+            inputs["video_grid_thw"] = torch.empty(0, 3, dtype=torch.long)
+        return inputs
 
     def post_process_image_text_to_text(self, generated_outputs, **kwargs):
         """The text of token ids, without the space before an answer, which pipelines would take for a part of it."""
