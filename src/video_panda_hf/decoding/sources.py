@@ -31,7 +31,7 @@ from .errors import (
 from .http import HttpFile
 
 
-VideoSource = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
+VideoSource = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO | list[str | os.PathLike]
 
 # FFmpeg also reads playlists, scripts and devices, which can refer to other files and servers. They are left out.
 CONTAINER_FORMATS = (
@@ -58,6 +58,8 @@ def describe(source: VideoSource) -> str:
     """A short name of the source for messages."""
     if is_data_url(source):
         return f"<video in a URL of {len(source)} characters>"
+    if isinstance(source, list):
+        return f"<video of {len(source)} picture files>"
     if isinstance(source, (str, os.PathLike)):
         return repr(os.fspath(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
