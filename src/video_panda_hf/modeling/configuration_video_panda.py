@@ -82,7 +82,7 @@ class VideoPandaVisionConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.hidden_size % self.num_attention_heads:
             heads = self.num_attention_heads
-            raise ValueError(f"`hidden_size` ({self.hidden_size}) is no multiple of `num_attention_heads` ({heads}).")
+            raise ValueError(f"`hidden_size` {self.hidden_size} must be a multiple of `num_attention_heads` {heads}.")
         if self.image_size % (self.patch_size * self.spatial_merge_size):
             raise ValueError(
                 f"`image_size` ({self.image_size}) must be a multiple of `patch_size` x `spatial_merge_size` "
