@@ -106,7 +106,7 @@ def open_source(source: VideoSource, budget: Budget) -> Iterator[str | BinaryIO]
         _check_size(memoryview(source).nbytes, video, limits)
         with io.BytesIO(source) as file:
             yield file
-    elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
+    elif hasattr(source, "read") and not isinstance(source, (io.TextIOBase, list)):
         with _rewound(source, video) as size:
             _check_size(size, video, limits)
             yield source
