@@ -24,7 +24,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from helpers.video_files import VideoSpec, read_number
-from video_panda_hf.decoding import http, readers
+from video_panda_hf.decoding import groups, http, readers
 from video_panda_hf.decoding.errors import (
     Budget,
     CorruptVideoError,
@@ -224,6 +224,23 @@ def test_no_thread_of_a_decoder_outlives_the_call(is_damaged, strict, tmp_path, 
         assert threads() <= before
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in Linux's /proc")
+def test_large_frames_are_decoded_by_fewer_threads(folder, monkeypatch):
+    monkeypatch.setattr(readers, "decoding_threads", lambda: 4)
+    frame = 96 * 64 * 3
+
+    def threads_with(held: int) -> int:
+        monkeypatch.setattr(groups, "HELD_BYTES", held)
+        counts = [len(os.listdir("/proc/self/task"))]
+        decode_video(folder / "h264.mkv", lambda _: counts.append(len(os.listdir("/proc/self/task"))) or [0])
+        return counts[1] - counts[0]
+
+    monkeypatch.setattr(readers, "WORTH_A_DECODER", 10**6)
+    assert threads_with(4 * frame) == threads_with(2**30) == 4
+    assert threads_with(2 * frame) == 2
+    assert threads_with(frame // 2) == 0  # one thread is the caller's
 
 
 def test_ffmpeg_logs_nothing_while_decoders_live(folder):

@@ -1,4 +1,4 @@
-"""A folder of pictures is a video of them."""
+"""A folder of pictures, or a list of their names, is a video of them."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ from PIL import Image
 
 from helpers.video_files import draw_number, read_number
 from video_panda_hf.decoding import (
+    CAN_ISOLATE,
     CorruptVideoError,
     DecodeLimits,
     NotAVideoError,
@@ -77,7 +78,43 @@ def test_a_folder_without_pictures_is_an_error_that_names_it(tmp_path):
         decode_video(tmp_path)
 
 
-def test_limits_hold_for_folders(folder):
-    for limits in ({"max_side": 95}, {"max_pixels": 96 * 64 - 1}, {"max_frames": 11}, {"max_seconds": 0.0}):
+def names_in(folder):
+    return [folder / f"shot 2 frame {number}.{('png', 'JPG', 'bmp')[number % 3]}" for number in range(12)]
+
+
+LIMITS = [
+    {"max_side": 95},
+    {"max_pixels": 96 * 64 - 1},
+    {"max_frames": 11},
+    {"max_seconds": 0.0},
+    {"max_output_bytes": 12 * 96 * 64 * 3 - 1},
+    {"max_source_bytes": 100},
+]
+
+
+@pytest.mark.parametrize("limits", LIMITS, ids=lambda limits: next(iter(limits)))
+def test_limits_hold_for_folders_and_lists(folder, limits):
+    for source in (folder, names_in(folder)):
         with pytest.raises(VideoLimitError, match=next(iter(limits))):
-            decode_video(folder, limits=DecodeLimits(**limits))
+            decode_video(source, limits=DecodeLimits(**limits))
+
+
+@pytest.mark.parametrize("isolate", [False] + [True] * CAN_ISOLATE)
+def test_a_list_of_pictures_is_a_video_in_its_own_order(folder, isolate, monkeypatch):
+    names = [str(names_in(folder)[number]) for number in (3, 1, 7, 1)]
+    monkeypatch.chdir(folder)
+    for source in (names, [names_in(folder)[3].name, *names[1:]]):
+        frames, metadata = decode_video(source, isolate=isolate)
+        assert [read_number(frame) for frame in frames] == [3, 1, 7, 1]
+    assert (metadata.total_num_frames, metadata.fps, metadata.duration) == (4, None, None)
+    frames, _ = decode_video_or_picture(names, lambda _: [2], limits=DecodeLimits(isolate=isolate))
+    assert [read_number(frame) for frame in frames] == [7]
+
+
+def test_what_is_no_list_of_pictures_is_named(folder):
+    with pytest.raises(NotAVideoError, match="video of 0 picture files>: is an empty list"):
+        decode_video([])
+    with pytest.raises(TypeError, match="a list of pictures has their names"):
+        decode_video([names_in(folder)[0].read_bytes()])
+    with pytest.raises(NotAVideoError, match=r"frames\.txt': is not a picture"):
+        decode_video([*names_in(folder), folder / "frames.txt"])

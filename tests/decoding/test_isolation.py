@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,6 +166,22 @@ def test_a_bomb_is_an_error_and_the_worker_goes_on(threads, workers, tmp_path, m
     frames, _ = decode_video(large, isolate=True)
     assert [read_number(frame) for frame in frames] == [0, 1, 2, 3]
     assert len(workers) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is looked up in Linux's /proc")
+def test_memory_is_that_of_the_answer_and_a_few_frames(clip, workers, tmp_path, monkeypatch):
+    monkeypatch.setattr(isolation, "decoding_threads", lambda: 2)
+    size = {"width": 1024, "height": 1024, "frames": 60, "gop": 60}
+    large = VideoSpec("large.mp4", "libx264", options={"preset": "ultrafast"}, **size).write(tmp_path)
+    decode_video(clip, isolate=True)
+
+    def peak() -> int:
+        return int(re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{workers[0].process.pid}/status").read_text())[1]) * 1024
+
+    before = peak()
+    frames, _ = decode_video(large, isolate=True)
+    assert frames.nbytes == 60 * 1024 * 1024 * 3
+    assert peak() - before - frames.nbytes < 32 * 1024 * 1024 * 3 // 2  # the 60 as decoded would be 94 MB more
 
 
 def test_threads_have_a_worker_each_and_few_are_kept(clip, workers, monkeypatch):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from helpers.tiny_tokenizers import CHATML_TEMPLATE, chatml_tokenizer, llama_tokenizer
 from video_panda_hf import SHIPPED_CLIPS, VideoPandaProcessor
+from video_panda_hf.processing import literals
 from video_panda_hf.training import VideoPandaDataCollator
 
 
@@ -68,6 +69,14 @@ def test_literal_tokens_have_the_ids_of_their_characters(processor):
     template = "{{ messages[0]['content'] }}"
     ids = inputs_of(processor, [{"role": "user", "content": LITERAL}], chat_template=template)["input_ids"][0]
     assert ids == processor.tokenizer(LITERAL, split_special_tokens=True)["input_ids"]
+
+
+def test_the_tokens_of_a_prompt_are_copied_once_however_long_it_is(chatml, monkeypatch):
+    """With a copy for each token, a request of a server could keep it busy for many minutes."""
+    copied, plain = [], literals.plain
+    monkeypatch.setattr(literals, "plain", lambda row: copied.append(len(row)) or plain(row))
+    ids = inputs_of(chatml, about(LITERAL * 50), return_tensors="pt")["input_ids"]
+    assert len(copied) < 10 and sum(copied) < 10 * 4 * ids.numel()
 
 
 def test_a_rendered_prompt_with_literal_tokens_can_be_tokenized_later(chatml):

@@ -3,6 +3,7 @@
 import base64
 import io
 import pickle
+from pathlib import Path
 
 import av
 import numpy as np
@@ -227,6 +228,28 @@ def test_picture_files_are_taken_as_they_are_without_sampling(small, picture_fil
         ValueError, match=r"Sampling frames .* Set `do_sample_frames=False`, .* `num_frames` = 8 of them"
     ):
         small(picture_files[:3], do_sample_frames=True)
+
+
+def test_limits_hold_for_lists_of_picture_files(small, picture_files):
+    for limits in ({"max_side": 20}, {"max_frames": 7}, {"max_output_bytes": 1000}, {"max_source_bytes": 10}):
+        with pytest.raises(VideoDecodeError, match=next(iter(limits))):
+            small(picture_files, decode_limits=limits)
+        with pytest.raises(VideoDecodeError, match=next(iter(limits))):
+            VideoPandaVideoProcessor(size=small.size, decode_limits=limits)([[picture_files]])
+    videos = small.list_videos([[picture_files]])
+    with pytest.raises(VideoDecodeError, match="max_side"):
+        small(videos, decode_limits={"max_side": 20})
+    assert len(frame_numbers(small(videos))) == 8  # the limits were those of the call
+
+
+def test_a_damaged_picture_file_may_be_passed_over(small, picture_files):
+    data = Path(picture_files[1]).read_bytes()
+    Path(picture_files[1]).write_bytes(data[: len(data) // 2])
+    with pytest.raises(VideoDecodeError, match=r"1\.png"):
+        small(picture_files, do_sample_frames=False)
+    with pytest.warns(VideoDecodeWarning, match="first frame 1 of 12"):
+        found = small(picture_files, do_sample_frames=False, strict_decoding=False)
+    assert frame_numbers(found)[:3] in ([0, 0, 2], [0, 2, 2])
 
 
 def test_a_folder_of_pictures_is_a_video_of_them_in_natural_order(small, picture_files, tmp_path):

@@ -19,6 +19,10 @@ SPECS = [
     VideoSpec("rotated_90.mp4", "libx264", rotation=90),
     VideoSpec("rotated_180.mp4", "libx264", rotation=180),
     VideoSpec("rotated_270.mp4", "libx264", rotation=270),
+    VideoSpec("mirrored.mp4", "libx264", mirrored=True),
+    VideoSpec("mirrored_90.mp4", "libx264", rotation=90, mirrored=True),
+    VideoSpec("mirrored_180.mp4", "libx264", rotation=180, mirrored=True),
+    VideoSpec("mirrored_270.mp4", "libx264", rotation=270, mirrored=True),
 ]
 
 
@@ -75,6 +79,7 @@ def test_inputs_of_a_model_are_those_of_the_package(processor, monkeypatch, tmp_
         ("CLIP", {"pixels": "displayed"}),
         ("FOLDER", {}),
         ("CLIP", {"decode_limits": {"max_seconds": 3}}),
+        (["PICTURE"] * 8, {"decode_limits": {"max_seconds": 3}}),
         ("http://127.0.0.1:1/clip.mp4", {}),
         ("data:video/mp4;base64,AAAA", {}),
         ("moving.webp", {}),
@@ -84,6 +89,9 @@ def test_what_needs_the_package_says_so(video, settings, processor, tmp_path):
     path = SPECS[0].write(tmp_path)
     pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     pictures[0].save(tmp_path / "moving.webp", save_all=True, append_images=pictures[1:])
+    pictures[0].save(tmp_path / "still.png")
+    if isinstance(video, list):
+        video = [str(tmp_path / "still.png") for _ in video]
     named = {"CLIP": str(path), "FOLDER": str(tmp_path), "moving.webp": str(tmp_path / "moving.webp")}
     if isinstance(video, dict):
         video = {key: named.get(value, value) for key, value in video.items()}

@@ -375,6 +375,23 @@ def test_a_request_without_a_declared_size_is_cut_off_at_the_limit():
         assert server.post(request_of("x" * 10_000))[0] == 413
 
 
+def test_a_request_with_two_lengths_is_refused_and_nothing_after_it_is_read(server):
+    """A proxy may see one request where the server sees two. Room for bodies is counted by the declared length."""
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    hidden = "GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for lengths in (
+        "Content-Length: 4\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5",
+    ):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sock:
+            sock.sendall(f"{head}{lengths}\r\n\r\n0\r\n\r\n{hidden}".encode())
+            answer = b""
+            while part := sock.recv(4096):
+                answer += part
+        assert answer.startswith(b"HTTP/1.1 400") and b"not both" in answer
+        assert answer.count(b"HTTP/1.1") == 1 and b"owned_by" not in answer
+
+
 def test_bodies_that_are_read_at_once_have_a_limit():
     with serving(max_request_bytes=1000) as server:
         begun = []

@@ -15,7 +15,8 @@ from .index import FrameIndex
 from .sources import demux
 
 
-MAX_THREADS = 8  # more threads gain little, and each holds a frame
+MAX_THREADS = 8  # more threads gain little, and each holds frames
+HELD_BYTES = 256 * 2**20  # of frames that the threads of one decoder hold: fewer threads decode frames above 4K
 WORTH_A_SEEK = 8  # packets: to skip more than this, a seek is cheaper than decoding on
 # With frame threads, these decoders keep reference frames when they are flushed, as by a seek. The next frame may then
 # use a wrong reference, or a missing one, which crashes the process.
@@ -46,7 +47,8 @@ def prepare_decoder(
 def _open_codec(
     codec: av.CodecContext, thread_type: str, threads: int, container: InputContainer, budget: Budget, strict: bool
 ) -> None:
-    codec.thread_type, codec.thread_count = thread_type, threads
+    held = 3 * codec.width * codec.height  # bytes that a thread holds: two frames of 8-bit 4:2:0
+    codec.thread_type, codec.thread_count = thread_type, max(1, min(threads, HELD_BYTES // max(1, held)))
     if strict and container.format.name != "mpegts":  # a recorded broadcast starts anywhere; that is not damage
         codec.options["err_detect"] = "explode"  # otherwise FFmpeg conceals damage silently
     if budget.limits.max_pixels is not None:

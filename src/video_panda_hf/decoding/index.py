@@ -1,5 +1,6 @@
 """The frames of a video: their times, and where decoding must start for each."""
 
+import math
 import re
 from array import array
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ _END_OF_DIRAC = 13  # bytes; a packet of this size only says that the stream end
 # Containers whose streams have a duration that FFmpeg estimates, or that is the whole file's. See `sources.look_at`.
 _NO_DURATION_OF_STREAM = {"mpegts", "asf"}
 DEFAULT_RATE = 25  # frames per second, if the file has no rate
+_NEW_CLOCK = 60  # seconds, see `longest_step`
 _PROGRESSIVE = (0, 1)  # AVFieldOrder unknown and progressive
 _UNKNOWN, _NEVER = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
@@ -122,6 +124,15 @@ def cut_off(container: InputContainer, stream: VideoStream, end: float) -> str |
     return f"it declares {declared:.2f} s but ends after {end:.2f} s" if end < 0.9 * declared else None
 
 
+def longest_step(container: InputContainer, stream: VideoStream) -> float:
+    """The most ticks from one frame to the next. A longer step is the start of another recording.
+
+    A frame of MPEG-TS lasts at most 0.7 s (ISO 13818-1, 2.7.4). Where the clock falls back by a minute or more, FFmpeg
+    takes it for one that overflows, and the next frame seems to come some hours later.
+    """
+    return _NEW_CLOCK / stream.time_base if container.format.name == "mpegts" else math.inf
+
+
 def _declared_duration(container: InputContainer, stream: VideoStream) -> float:
     """Duration in the header, in seconds; 0 if it has none."""
     if stream.duration:
@@ -167,7 +178,7 @@ def _index_from_header(container: InputContainer, stream: VideoStream) -> FrameI
 
 def _index_from_packets(container: InputContainer, stream: VideoStream, budget: Budget) -> FrameIndex | None:
     is_mpeg4, is_vp8, is_dirac = (stream.codec_context.name == name for name in ("mpeg4", "vp8", "dirac"))
-    latest = _UNKNOWN
+    latest, longest = None, longest_step(container, stream)
     pts, dts, is_key, shown, end = array("q"), array("q"), bytearray(), bytearray(), _UNKNOWN
     for packet in demux(container, stream, budget):
         if packet.pts is None or (is_mpeg4 and packet.size < _NOT_CODED_VOP):
@@ -175,8 +186,8 @@ def _index_from_packets(container: InputContainer, stream: VideoStream, budget: 
         if is_dirac and packet.size <= _END_OF_DIRAC:
             continue
         if packet.dts is not None:
-            if packet.dts < latest:  # its clock starts anew: two recordings in a row
-                return None
+            if latest is not None and not 0 <= packet.dts - latest <= longest:
+                return None  # its clock starts anew: two recordings in a row
             latest = packet.dts
         if not is_key and not packet.is_keyframe:  # cut from a longer video: these frames cannot be decoded
             continue

@@ -46,6 +46,8 @@ main(channel, parent)
 
 def open_any(kind: str, source: VideoSource, budget: Budget, all_times: bool = False):
     """`open_source_as`, in a worker process if `budget.limits.isolate`."""
+    if isinstance(source, list) and not all(isinstance(name, (str, os.PathLike)) for name in source):
+        raise TypeError(f"{budget.video}: a list of pictures has their names, str or os.PathLike")
     return (_open_isolated if budget.limits.isolate else open_source_as)(kind, source, budget, all_times)
 
 
@@ -137,9 +139,10 @@ def _open_isolated(kind: str, source: VideoSource, budget: Budget, all_times: bo
     with ExitStack() as closing:
         data: Any = b""
         file = None
-        if is_data_url(source) or is_url(source) or is_folder(source):
-            name = os.fspath(source)
-            request["name"] = os.path.abspath(name) if is_folder(source) else name
+        if isinstance(source, list):
+            request["name"] = [_full_name(name) for name in source]
+        elif is_data_url(source) or is_url(source) or is_folder(source):
+            request["name"] = _full_name(source)
         else:
             readable = closing.enter_context(open_source(source, budget))
             if isinstance(readable, str):
@@ -274,6 +277,12 @@ class RemoteReader(FrameReader):
             f"{self.video}: the worker process that decoded it ended ({how}). It is damaged, or there was too little "
             "memory. Replace the file."
         )
+
+
+def _full_name(source: str | os.PathLike) -> str:
+    """A name that means the same in another working directory."""
+    name = os.fspath(source)
+    return name if is_url(name) or is_data_url(name) else os.path.abspath(name)
 
 
 def _patience(budget: Budget) -> float | None:

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import TYPE_CHECKING, BinaryIO, TypeGuard
 
 import numpy as np
@@ -92,8 +93,8 @@ def open_source_as(kind: str, source: VideoSource, budget: Budget, all_times: bo
     `kind` says what it may be: "video", "video or picture", "video or picture, no mjpeg" (without looking whether a
     JPEG is a raw MJPEG video), "picture", or "image" (in any format of Pillow).
     """
-    if kind not in ("picture", "image") and is_folder(source):
-        yield FolderReader(source, budget)
+    if kind not in ("picture", "image") and (isinstance(source, list) or is_folder(source)):
+        yield PicturesReader(source if isinstance(source, list) else pictures_in(source, budget.video), budget)
         return
     with open_source(source, budget) as readable:
         picture = None
@@ -208,22 +209,28 @@ def is_raw_mjpeg(readable: str | BinaryIO, look: Look, budget: Budget) -> bool:
         return False
 
 
-class FolderReader(FrameReader):
-    """Reads the pictures in a folder as the frames of one video, in the natural order of their names."""
+def pictures_in(folder: str | os.PathLike, video: str) -> list[str | os.PathLike]:
+    """The pictures in a folder, in the natural order of their names."""
+    with errors_of(video):
+        files = [entry.path for entry in os.scandir(os.fspath(folder)) if is_picture_file(entry)]
+    if not files:
+        raise VideoUnreadableError(
+            f"{video}: is a directory without pictures ({', '.join(PICTURE_SUFFIXES)}). "
+            "Pass the path of one video file, or of a folder of pictures."
+        )
+    return sorted(files, key=natural_key)
+
+
+class PicturesReader(FrameReader):
+    """Reads picture files as the frames of one video."""
 
     times = duration = None
 
-    def __init__(self, folder: str | os.PathLike, budget: Budget):
+    def __init__(self, files: list[str | os.PathLike], budget: Budget):
         super().__init__(budget)
-        with errors_of(budget.video):
-            files = [entry.path for entry in os.scandir(os.fspath(folder)) if is_picture_file(entry)]
-        self.files = sorted(files, key=natural_key)
-        self.count = len(self.files)
-        if not self.files:
-            raise VideoUnreadableError(
-                f"{budget.video}: is a directory without pictures ({', '.join(PICTURE_SUFFIXES)}). "
-                "Pass the path of one video file, or of a folder of pictures."
-            )
+        self.files, self.count = files, len(files)
+        if not files:
+            raise NotAVideoError(f"{budget.video}: is an empty list. Give the names of picture files.")
         self._set_size(*self._picture(0).shape[:2])
 
     def _decode(self, numbers: list[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -237,13 +244,18 @@ class FolderReader(FrameReader):
             if picture.shape[:2] != self.size:
                 raise NotAVideoError(
                     f"{self.files[number]!r}: is of {picture.shape[:2]} (height, width), but the first picture of its "
-                    f"folder of {self.size}. The frames of one video have one size."
+                    f"video of {self.size}. The frames of one video have one size."
                 )
             yield number, picture
 
     def _picture(self, number: int) -> np.ndarray:
         self.budget.spend()
-        return decode_picture(self.files[number], self.budget.limits)[0]
+        budget = copy(self.budget)
+        budget.video = describe(self.files[number])
+        with open_source_as("picture", self.files[number], budget) as reader:
+            (picture,) = reader.read([0])
+        self.budget.fetched = budget.fetched
+        return picture
 
 
 def is_folder(source: VideoSource) -> TypeGuard[str | os.PathLike]:

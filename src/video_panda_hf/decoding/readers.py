@@ -24,7 +24,7 @@ from .errors import (
     errors_of,
 )
 from .groups import WORTH_A_SEEK, GroupDecoder, PacketDecoder, Run, decoding_threads, prepare_decoder
-from .index import DEFAULT_RATE, cut_off, index_frames
+from .index import DEFAULT_RATE, cut_off, index_frames, longest_step
 from .pixels import PictureConverter
 from .sources import Look, demux, open_video, reopened
 
@@ -272,7 +272,8 @@ class LinearReader(FrameReader):
             raise NotAVideoError(f"{self.video}: has a video stream ({stream.name}) but not one frame in it.")
         self.count = len(pts)
         rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
-        if (stamps := _rising(pts) or _rising(dts)) is None:
+        longest = longest_step(container, stream)
+        if (stamps := _rising(pts, longest) or _rising(dts, longest)) is None:
             self.times = np.arange(self.count) / rate
         elif self.count > 1 and stamps[-1] - stamps[0] == self.count - 1 and rate * stream.time_base < 0.5:
             # Of a raw stream: numbers of frames, not times.
@@ -332,11 +333,14 @@ class LinearReader(FrameReader):
         self.damage = self.damage or decoder.damage
 
 
-def _rising(stamps: list[int | None]) -> list[int] | None:
-    """The times, if they rise. A decoder does not tell the times of the last frames, those that it held back."""
+def _rising(stamps: list[int | None], longest: float) -> list[int] | None:
+    """The times, if they rise, by at most `longest` each.
+
+    A decoder does not tell the times of the last frames, those that it held back.
+    """
     held_back = stamps.index(None) if None in stamps else len(stamps)
     known = [stamp for stamp in stamps[:held_back] if stamp is not None]
-    is_rising = all(a < b for a, b in itertools.pairwise(known))
+    is_rising = all(0 < b - a <= longest for a, b in itertools.pairwise(known))
     return known if is_rising and len(known) > max(0, len(stamps) - _HELD_BACK) else None
 
 

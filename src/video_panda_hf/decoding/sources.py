@@ -31,7 +31,7 @@ from .errors import (
 from .http import HttpFile
 
 
-VideoSource = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO
+VideoSource = str | os.PathLike | bytes | bytearray | memoryview | BinaryIO | list[str | os.PathLike]
 
 # FFmpeg also reads playlists, scripts and devices, which can refer to other files and servers. They are left out.
 CONTAINER_FORMATS = (
@@ -58,6 +58,8 @@ def describe(source: VideoSource) -> str:
     """A short name of the source for messages."""
     if is_data_url(source):
         return f"<video in a URL of {len(source)} characters>"
+    if isinstance(source, list):
+        return f"<video of {len(source)} picture files>"
     if isinstance(source, (str, os.PathLike)):
         return repr(os.fspath(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -104,7 +106,7 @@ def open_source(source: VideoSource, budget: Budget) -> Iterator[str | BinaryIO]
         _check_size(memoryview(source).nbytes, video, limits)
         with io.BytesIO(source) as file:
             yield file
-    elif hasattr(source, "read") and not isinstance(source, io.TextIOBase):
+    elif hasattr(source, "read") and not isinstance(source, (io.TextIOBase, list)):
         with _rewound(source, video) as size:
             _check_size(size, video, limits)
             yield source

@@ -44,9 +44,10 @@ def decode_video(
     Decodes chosen frames of a video.
 
     Args:
-        source (`str`, `os.PathLike`, `bytes`, `bytearray`, `memoryview` or `BinaryIO`):
+        source (`str`, `os.PathLike`, `bytes`, `bytearray`, `memoryview`, `BinaryIO` or `list`):
             A path, an http(s) or base64 data URL, the bytes of a file, or a seekable binary file object. A folder of
             pictures is a video of these, in the natural order of their names ("9.png", "10.png") and without a rate.
+            So is a list of names of picture files, in its own order.
         sample_indices_fn (`Callable[[VideoMetadata], Sequence[int]]`, *optional*):
             Called once with the metadata, complete except for `frames_indices`. Returns the numbers of the wanted
             frames, from 0 in presentation order, in any order, with repetitions if wanted. Defaults to all frames.
@@ -262,7 +263,7 @@ def _window(reader: FrameReader, start: float | None, end: float | None) -> tupl
     if not start < end:
         raise ValueError(f"a window needs start < end, but start is {start:g} and end is {end:g}")
     times, duration = reader.times, reader.duration
-    if times is None or duration is None:  # only a folder's: the others were opened with `all_times`
+    if times is None or duration is None:  # only pictures': the others were opened with `all_times`
         raise ValueError(f"{reader.video}: pictures in a folder have no times for a window. Choose them by `indices`.")
     first, last = np.searchsorted(times, [start, end], side="left")
     if first == last and start < duration:  # inside a frame that is shown all the while

@@ -70,19 +70,15 @@ class VideoPandaVisionConfig(PreTrainedConfig):
             self.background = [(int(255 * mean) / 255 - mean) / std for mean, std in normalisation]
         super().__post_init__(**kwargs)
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
-                f"({self.num_attention_heads})."
-            )
+            heads = self.num_attention_heads
+            raise ValueError(f"`hidden_size` {self.hidden_size} must be a multiple of `num_attention_heads` {heads}.")
         if self.image_size % (self.patch_size * self.spatial_merge_size):
             raise ValueError(
                 f"`image_size` ({self.image_size}) must be a multiple of `patch_size` x `spatial_merge_size` "
                 f"({self.patch_size} x {self.spatial_merge_size}), so that the canvas is made of whole windows."
             )
         if len(self.background) != self.num_channels:
-            raise ValueError(
-                f"`background` needs one value for each of the {self.num_channels} channels, got {self.background}."
-            )
+            raise ValueError(f"`background` needs {self.num_channels} values, one a channel, got {self.background}.")
 
 
 @strict
@@ -135,6 +131,4 @@ class VideoPandaConfig(PreTrainedConfig):
             self.tie_word_embeddings = getattr(self.text_config, "tie_word_embeddings", False)
         super().__post_init__(**kwargs)
         if self.video_token_id == self.row_token_id:
-            raise ValueError(
-                f"`video_token_id` and `row_token_id` must be two different tokens, both are {self.row_token_id}."
-            )
+            raise ValueError(f"`video_token_id` and `row_token_id` must be two tokens, both are {self.row_token_id}.")

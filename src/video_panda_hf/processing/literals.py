@@ -58,10 +58,10 @@ def as_text(inputs: BatchFeature, text: str | list[str], tokenizer, kwargs: dict
     """
     given = {**kwargs.get("common_kwargs", {}), **kwargs.get("text_kwargs", {}), **kwargs}
     keys = [key for key in OF_TOKENS if key in inputs]
-    rows = [
-        {key: [plain(inputs[key][i])[position] for position in positions] for key in keys}
-        for i, positions in enumerate(positions_of_text(inputs, [text] if isinstance(text, str) else text))
-    ]
+    rows = []
+    for i, positions in enumerate(positions_of_text(inputs, [text] if isinstance(text, str) else text)):
+        whole = {key: plain(inputs[key][i]) for key in keys}
+        rows.append({key: [row[position] for position in positions] for key, row in whole.items()})
     if given.get("padding") not in (None, False, "do_not_pad"):
         width = max(len(row["input_ids"]) for row in rows)
         if given["padding"] == "max_length":
@@ -91,8 +91,8 @@ def positions_of_text(inputs: BatchFeature, prompts: list[str]):
     """For each prompt, the positions of its tokens, without padding and without those of marks."""
     for i, prompt in enumerate(prompts):
         offsets, replaced = plain(inputs["offset_mapping"][i]), inputs["text_replacement_offsets"][i]
-        marks = [shifted(found.start(), replaced) for found in MARKED.finditer(prompt)]
-        mask = inputs["attention_mask"][i] if "attention_mask" in inputs else [1] * len(offsets)
+        marks = {shifted(found.start(), replaced) for found in MARKED.finditer(prompt)}
+        mask = plain(inputs["attention_mask"][i]) if "attention_mask" in inputs else [1] * len(offsets)
         dropped = {position for position, (start, end) in enumerate(offsets) if end == start + 1 and start in marks}
         yield [position for position, is_text in enumerate(mask) if is_text and position not in dropped]
 

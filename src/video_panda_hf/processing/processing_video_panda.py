@@ -320,10 +320,8 @@ def timestamp(seconds: float) -> str:
 
 
 def space_after_video(tokenizer) -> str:
-    """
-    A space if the tokenizer needs one to encode the text after a video like the start of a text, as in training.
-    Llama's adds a space before a text, but not after a special token unless `legacy` is set.
-    """
+    """A space if the tokenizer needs one to encode the text after a video like the start of a text, as in training.
+    Llama's adds a space before a text, but not after a special token unless `legacy` is set."""
     encode = partial(tokenizer.encode, add_special_tokens=False)
     start, after, after_space = encode("\n"), encode(ROW_TOKEN + "\n")[1:], encode(ROW_TOKEN + " \n")[1:]
     return " " if after != start and after_space == start else ""

@@ -147,6 +147,8 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
         check_sampling(**kwargs)
         how = self.how_to_decode(*(kwargs.pop(name, None) for name in ("decode_limits", "strict_decoding", "pixels")))
         videos = [dataclasses.replace(v, **how) if isinstance(v, EncodedVideo) else v for v in videos]
+        for files in filter(is_list_of_files, videos):
+            files[:] = [EncodedVideo(getattr(file, "source", file), **how) for file in files]
         # `fps` in the call replaces the processor's own `num_frames`, and the reverse.
         if kwargs.get("fps") is not None:
             kwargs["num_frames"] = None
@@ -322,10 +324,8 @@ class VideoPandaVideoProcessor(BaseVideoProcessor):
 
 
 def resized_size(height: int, width: int, longest_edge: int, factor: int) -> tuple[int, int]:
-    """
-    The longer side becomes `longest_edge`. The shorter keeps the aspect ratio, rounded up to a multiple of `factor`.
-    Integers only, because a rounding error of floats could add a row of tokens.
-    """
+    """The longer side becomes `longest_edge`. The shorter keeps the aspect ratio, rounded up to a multiple of
+    `factor`. Integers only, because a rounding error of floats could add a row of tokens."""
     if longest_edge % factor:
         raise ValueError(f"the longest edge, {longest_edge}, is not a multiple of {factor} (patch_size · merge_size)")
     short, long = min(height, width), max(height, width)
@@ -422,7 +422,7 @@ def rgb_frames(video, input_data_format: str | ChannelDimension | None = None) -
     not copied, and keeps its memory layout, for bytes with the channels last are resized fastest."""
     if isinstance(video, list):
         if is_list_of_files(video):
-            video, input_data_format = [picture_of(name) for name in video], ChannelDimension.LAST
+            video, input_data_format = pictures_of(video), ChannelDimension.LAST
         if isinstance(video[0], Image.Image):
             video, input_data_format = [rgb_of(frame) for frame in video], ChannelDimension.LAST
         shapes = {tuple(frame.shape) for frame in video}
@@ -445,8 +445,12 @@ def rgb_frames(video, input_data_format: str | ChannelDimension | None = None) -
     return tvF.grayscale_to_rgb(video) if video.shape[1] == 1 else video[:, :3]
 
 
-def picture_of(name: str | os.PathLike) -> np.ndarray:
-    return (plain_picture(name) if decoding is None else decoding.decode_picture(name))[0]
+def pictures_of(files: list) -> list[np.ndarray]:
+    """Picture files → (H, W, 3) uint8 each. `EncodedVideo` among them say how to decode."""
+    files = [file if isinstance(file, EncodedVideo) else EncodedVideo(file) for file in files]
+    if decoding is None:
+        return [file.decode_plainly()[0][0] for file in files]
+    return list(decoding.decode_video([f.source for f in files], limits=files[0].limits, strict=files[0].strict)[0])
 
 
 def rgb_of(picture: Image.Image) -> np.ndarray:
@@ -576,9 +580,7 @@ class EncodedVideo:
     def decode_plainly(self, sample_indices_fn=None) -> tuple[np.ndarray, VideoMetadata]:
         """The same without the package: every frame of the file is decoded, and the file must be sound."""
         if (self.start, self.end, self.limits, self.strict, self.pixels) != (None, None, None, True, "stored"):
-            raise ImportError(
-                f"Parts in seconds, decode limits, damaged videos and displayed pixels {NEED_THE_PACKAGE}"
-            )
+            raise ImportError(f"Parts in seconds, limits, damaged videos and displayed pixels {NEED_THE_PACKAGE}")
         file = io.BytesIO(self.source) if isinstance(self.source, (bytes, bytearray, memoryview)) else self.source
         if isinstance(file, (str, os.PathLike)) and os.path.isdir(file):
             raise ImportError(f"Folders of pictures {NEED_THE_PACKAGE}")
@@ -594,9 +596,7 @@ class EncodedVideo:
                 rate = float(container.streams.video[0].average_rate or 25)
         metadata = VideoMetadata(len(frames), fps=rate, duration=len(frames) / rate, video_backend="pyav")
         indices = self.indices or (range(len(frames)) if sample_indices_fn is None else sample_indices_fn(metadata))
-        pictures = [
-            np.rot90(frames[index].to_ndarray(format="rgb24"), frames[index].rotation // 90) for index in indices
-        ]
+        pictures = [upright(frames[index]) for index in indices]
         metadata.frames_indices = [int(index) for index in indices]
         metadata.height, metadata.width = pictures[0].shape[:2]
         return np.stack(pictures), metadata
@@ -653,6 +653,15 @@ def plain_picture(source, is_image: bool = False) -> np.ndarray:
         return rgb_of(picture)[None]
 
 
+def upright(frame: av.VideoFrame) -> np.ndarray:
+    """(H, W, 3) uint8, turned and mirrored as its display matrix says. PyAV's `rotation` leaves out the mirror."""
+    step = 1
+    with contextlib.suppress(KeyError, ValueError):  # no matrix; side data that PyAV before 19 cannot name
+        a, b, _, c, d = np.frombuffer(frame.side_data["DISPLAYMATRIX"], np.int32)[:5].tolist()
+        step = -1 if a * d < b * c else 1
+    return np.rot90(frame.to_ndarray(format="rgb24")[::step], frame.rotation // 90)
+
+
 def list_metadata(video_metadata, videos: list) -> list[VideoMetadata | None]:
     """One for each of `videos`. Those given as images have none."""
     if video_metadata is None:
@@ -681,7 +690,7 @@ def is_frames(video) -> bool:
 
 
 def is_list_of_files(video) -> bool:
-    return isinstance(video, list) and isinstance(video[0], (str, os.PathLike))
+    return isinstance(video, list) and isinstance(video[0], (str, os.PathLike, EncodedVideo))
 
 
 def has_picture_name(item) -> TypeGuard[str | os.PathLike]:

@@ -183,6 +183,8 @@ class Gate:
             self.bytes_inside -= size
 
     def _check_caller(self, scope, headers: list[tuple[bytes, str]]) -> None:
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:  # RFC 9112, 6.1
+            raise RequestError(400, "a request has a Content-Length or a Transfer-Encoding, not both.")
         hosts = [value for name, value in headers if name == b"host"]
         host = host_of(hosts[0]) if len(hosts) == 1 else ""
         # The address at which the request arrived is no name, so no page of a stranger can have got here by it.
