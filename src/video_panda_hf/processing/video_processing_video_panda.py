@@ -445,7 +445,7 @@ def rgb_frames(video, input_data_format: str | ChannelDimension | None = None) -
     return tvF.grayscale_to_rgb(video) if video.shape[1] == 1 else video[:, :3]
 
 
-def pictures_of(files: list) -> list[np.ndarray]:
+def pictures_of(files: list) -> list:
     """Picture files → (H, W, 3) uint8 each. `EncodedVideo` among them say how to decode."""
     files = [file if isinstance(file, EncodedVideo) else EncodedVideo(file) for file in files]
     if decoding is None:
