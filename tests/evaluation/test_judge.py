@@ -94,6 +94,7 @@ def test_other_aspects_have_a_score_only(text, expected):
         ("red", "Red.", True, True),
         ("a dog", "The dog", True, True),
         ("dog", "There is a dog here.", False, True),
+        ("dog", "A cat, a dog or a horse.", False, True),  # what `match` is for
         ("dog", "There is a dogma here.", False, False),
         ("two", "2", True, True),
         ("2", "He has two cats", False, True),
