@@ -6,6 +6,7 @@
     nox -s exchange             checkpoints between the newest and the oldest release
     nox -s compatibility        results → docs/compatibility.md
     nox -s vllm                 the plugin for vLLM against generate
+    nox -s lmms                 the plugin for lmms-eval against generate
     nox -s docs                 the site of documentation, without a warning
     nox -s browser              the demo in headless Chromium; skipped where there is none
 
@@ -109,6 +110,17 @@ def vllm(session):
         peft = matrix.requirements((copy / "setup.cfg").read_text())["peft"]
         install(session, str(peft), *matrix.without_torch(json.loads(found)))
         session.run("pytest", "-n", "0", "tests/serving")
+
+
+@nox.session(python=[matrix.OLDEST_PYTHON])
+def lmms(session):
+    """lmms-eval with our model and tasks, against `generate` and `video-panda eval`. Skipped if a download fails."""
+    with fresh_copy(session) as copy, session.chdir(copy):
+        install(session, ".[test]")
+        install(session, *matrix.LMMS_EVAL)
+        av = matrix.requirements((copy / "setup.cfg").read_text())["av"]
+        install(session, str(av))  # lmms-eval asks for an older one
+        session.run("pytest", "-n", "0", "tests/evaluation/test_lmms.py", "tests/evaluation/test_lmms_tasks.py")
 
 
 @nox.session(venv_backend="none")

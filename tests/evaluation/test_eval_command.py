@@ -74,8 +74,15 @@ def test_a_judge_behind_an_endpoint_with_an_estimate_and_a_price(folder, monkeyp
         _, tokens_in, tokens_out = numbers
         assert f"{(tokens_in * 1000 + tokens_out * 2000) / 1e6:.2f} by --price" in estimate
         assert main([*command, "--max-calls", "1", "--concurrency", "1"]) == 0
-        assert f"1 judged, 0 of them unparsed, {answered - 1} left; 1 calls, 100 tokens in" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert f"1 judged, 0 of them unparsed, {answered - 1} left; 1 calls, 100 tokens in" in told
+        assert 0 <= told.index(f"about {answered} calls, ") < told.index("1 judged")  # before it starts
         assert main(command) == 0 and len(server.requests) == answered
+        prompts = folder / "mine.json"
+        prompts.write_text(json.dumps({"accuracy": {"user": "{question} {answer} or {prediction}, my words"}}))
+        assert main([*command, "--judge-prompts", str(prompts)]) == 0 and len(server.requests) == 2 * answered
+        assert all(request["messages"][0]["content"].endswith("my words") for request in server.requests[answered:])
+        capsys.readouterr()
         assert main([*command, "--check-judge", "--limit", "2"]) == 0
         printed = capsys.readouterr().out.splitlines()
     expected = "judged 2, unparsed 0, correct 100.0 %, score 4.00"

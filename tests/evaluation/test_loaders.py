@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from helpers.evaluation import write_qa
 from video_panda_hf.evaluation import TASKS, load_task
 from video_panda_hf.evaluation.loaders import MVBENCH_FOLDERS, hub_tables
 
@@ -19,14 +20,6 @@ def write(path, value) -> None:
 def write_lines(path, rows):
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     return path
-
-
-def write_qa(folder, asked: list[tuple], answers: list[tuple]) -> None:
-    write(
-        folder / "test_q.json",
-        [dict(zip(("video_name", "question", "question_id"), row, strict=True)) for row in asked],
-    )
-    write(folder / "test_a.json", [dict(zip(("answer", "question_id", "type"), row, strict=False)) for row in answers])
 
 
 def touch(folder, *names: str):

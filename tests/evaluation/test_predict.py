@@ -1,5 +1,6 @@
 """Predictions: the answers of plain `generate`, a line for each question, once each, whatever happens."""
 
+import os
 import sys
 from dataclasses import replace
 from functools import cache
@@ -212,25 +213,16 @@ def test_a_run_may_go_on_with_another_number_of_processes(tmp_path):
 def test_accelerate_launch_splits_the_videos(forks, tmp_path):
     task = clips_task(tmp_path)
     run(task, tmp_path / "one")
-    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
-    command += [
-        "--num_machines=1",
-        "--mixed_precision=no",
-        "--dynamo_backend=no",
-        f"--main_process_port={free_port()}",
-    ]
-    command += [
-        "-m",
-        "video_panda_cli",
-        "eval",
-        "predict",
-        "--task",
-        tmp_path / "clips.jsonl",
-        "--videos",
-        SHIPPED_CLIPS,
-    ]
-    done = forks.run([*command, "--output", tmp_path / "two", "--max-new-tokens", "30"])
+    (tmp_path / "command.py").write_text("from video_panda_cli import main\n\nassert main() == 0\n")
+    # `--cpu` would start one process; without a GPU, `--multi_gpu` starts them on the CPU.
+    command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+    command += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}"]
+    command += [f"--log_dir={tmp_path / 'logs'}", "--tee=3", tmp_path / "command.py", "eval", "predict"]
+    command += ["--task", tmp_path / "clips.jsonl", "--videos", SHIPPED_CLIPS, "--output", tmp_path / "two"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PET_START_METHOD": "fork", "PET_RUN_PATH": "1"}  # without imports
+    done = forks.run([*command, "--max-new-tokens", "30"], env=env)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list((tmp_path / "logs").rglob("stderr.log"))) == 2
     one, two = (lines_of(tmp_path / name / "predictions.jsonl") for name in ("one", "two"))
     assert [line["answer"] for line in one] == [line["answer"] for line in two]
     assert [line["id"] for line in one] == [line["id"] for line in two]

@@ -17,6 +17,15 @@ def write_lines(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def write_qa(folder: Path, asked: list[tuple], answers: list[tuple]) -> None:
+    """The two files of MSVD-QA and its like: rows of (video, question, id), and of (answer, id) or with a type."""
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = {"test_q": ("video_name", "question", "question_id"), "test_a": ("answer", "question_id", "type")}
+    for name, rows in (("test_q", asked), ("test_a", answers)):
+        table = [dict(zip(keys[name], row, strict=False)) for row in rows]
+        (folder / f"{name}.json").write_text(json.dumps(table, ensure_ascii=False), encoding="utf-8")
+
+
 def lines_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 

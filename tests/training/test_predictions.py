@@ -149,12 +149,13 @@ def test_what_follows_the_last_answer_is_left_out():
 # A task
 
 FIGURES = {"eval_shapes_accuracy": 0.75, "eval_shapes_accuracy_colour": 1.0, "eval_shapes_accuracy_shape": 0.5}
+FIGURES |= {"eval_shapes_match": 0.25, "eval_shapes_match_colour": 0.5, "eval_shapes_match_shape": 0.0}
 
 
 def questions(folder: Path) -> str:
-    """Two colours, which the shipped model says, a shape that it does not, and a wrong answer."""
+    """Two colours, which the shipped model says, one in a sentence as it does, a shape, and a wrong answer."""
     colour, shape = ("What colour is the shape?", "colour"), ("Which shape is it?", "shape")
-    asked = [("red_circle_left", *colour, "red"), ("blue_cross_upwards", *colour, "blue")]
+    asked = [("red_circle_left", *colour, "red"), ("blue_cross_upwards", *colour, "It is blue.")]
     asked += [("blue_cross_upwards", *shape, "cross"), ("green_square_right", *shape, "a circle")]
     rows = [dict(zip(("video", "question", "type", "answer"), row, strict=True)) for row in asked]
     return str(write_lines(folder / "shapes.jsonl", rows))

@@ -58,7 +58,8 @@ class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
             How answers are generated. Default to what the model's own generation configuration says.
         eval_task (`str`, *optional*):
             File of questions, or name of a benchmark (`video_panda_hf.evaluation`), that is run at each evaluation,
-            with exact comparison as the judge. Its accuracy is logged as `eval_<task>_accuracy`.
+            judged by comparison of words. Logged are `eval_<task>_accuracy`, where the right answer may stand among
+            other words, and for questions without options `eval_<task>_match`, where it may not.
         eval_task_videos (`str`, *optional*):
             The folder of its videos. Defaults to the folder of the file.
 

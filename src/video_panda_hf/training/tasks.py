@@ -32,10 +32,11 @@ def figures_of(
     task: evaluation.Task, model, processor, args: VideoPandaTrainingArguments, step: int, **options
 ) -> dict:
     """
-    The accuracies of a task, as `eval_<task>_accuracy`, on all processes.
+    The shares of right answers of a task, on all processes: `eval_<task>_accuracy` by the judge `exact`, and for open
+    questions `eval_<task>_match` by the judge `match`, which an answer with further words does not pass.
 
-    Each process answers the questions about its share of the videos. The answers, which stay in
-    `eval/<task>/step-<step>` of the output folder, are judged by exact comparison.
+    Each process answers the questions about its share of the videos. The answers stay in `eval/<task>/step-<step>` of
+    the output folder.
     """
     folder = Path(args.output_dir) / "eval" / task.name / f"step-{step}"
     if args.process_index == 0:
@@ -45,16 +46,15 @@ def figures_of(
     shown = not args.disable_tqdm and args.process_index == 0
     evaluation.predict(task, model, processor, folder, process=process, progress=shown, **options)
     wait_for_everyone()
-    figures = []
+    found = {}
     if args.process_index == 0:
-        if task.metric == "accuracy":
-            evaluation.judge(folder, evaluation.ExactJudge(), progress=False)
-        figures = [
-            figure
-            for figure in evaluation.report([folder]).figures[0]
-            if figure.value and figure.name.endswith(", all")
-        ]
-    names = [figure.name.removesuffix(", all").replace(" of ", " ").replace(" ", "_") for figure in figures]
-    found = {f"eval_{task.name}_{name}": figure.value[0] for name, figure in zip(names, figures, strict=True)}
+        judges = {"accuracy": None} if task.metric == "choice" else {"accuracy": "exact", "match": "match"}
+        for told, judge in judges.items():
+            if judge is not None:
+                evaluation.judge(folder, evaluation.ExactJudge(whole=judge == "match"), progress=False)
+            for figure in evaluation.report([folder], judge).figures[0]:
+                if figure.value and figure.name.endswith(", all"):
+                    name = figure.name.removesuffix(", all").replace("accuracy", told, 1).replace(" of ", " ")
+                    found[f"eval_{task.name}_{name.replace(' ', '_')}"] = figure.value[0]
     torch.cuda.empty_cache()
     return broadcast_object_list([found])[0]
