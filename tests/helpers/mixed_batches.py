@@ -70,7 +70,7 @@ def ddp(model):
 
 
 def fsdp2(model, stab: bool = False):
-    keep_in_step(model)
+    keep_in_step(model, sharded=True)
     mesh = init_device_mesh("cpu", (2,))
     for module in [*model.model.language_model.layers, *([model.model.vision_tower] if stab else [])]:
         fully_shard(module, mesh=mesh)
@@ -86,7 +86,7 @@ def zero3(model):
     import deepspeed
     from deepspeed.utils import safe_get_full_grad, set_z3_leaf_modules
 
-    keep_in_step(model)
+    keep_in_step(model, sharded=True)
     set_z3_leaf_modules(model, [VideoPandaVisionModel])
     engine, *_ = deepspeed.initialize(
         model=model,

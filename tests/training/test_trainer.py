@@ -79,15 +79,13 @@ def test_what_a_picture_or_text_leaves_alone_has_gradients_of_zero_in_step(numbe
     assert model.model.vision_tower.lste.norm.training
 
 
-@pytest.mark.parametrize(
-    ("in_evaluation", "number", "calls"), [(False, 4, 0), (True, 4, 1), (True, 2, 1), (True, 0, 1)]
-)
-def test_in_evaluation_stab_runs_for_text_only_where_it_is_sharded(in_evaluation, number, calls):
+@pytest.mark.parametrize(("sharded", "number", "calls"), [(False, 4, 0), (True, 4, 1), (True, 2, 1), (True, 0, 1)])
+def test_in_evaluation_stab_runs_for_text_only_where_it_is_sharded(sharded, number, calls):
     """And once whatever the batch, because processes gather it each time."""
     model = tiny_model()
     batch = collate([make_examples()[number]])
     expected = model(**batch).logits
-    keep_in_step(model, in_evaluation)
+    keep_in_step(model, sharded)
     called = []
     model.model.vision_tower.register_forward_hook(lambda *_: called.append(True))
     torch.testing.assert_close(model(**batch).logits, expected, atol=1e-6, rtol=1e-5)
@@ -109,7 +107,7 @@ def test_a_model_that_is_kept_in_step_generates_the_same(beams):
     options = {"max_new_tokens": 3, "num_beams": beams, "do_sample": False}
     prompt = {name: value for name, value in batch.items() if name != "labels"}
     expected = model.generate(**prompt, **options)
-    keep_in_step(model, in_evaluation=True)
+    keep_in_step(model, sharded=True)
     assert torch.equal(model.generate(**prompt, **options), expected)
 
 

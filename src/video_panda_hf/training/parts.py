@@ -1,6 +1,8 @@
 """The parts of a model in training: STAB, projector, language model, distillation head."""
 
 import re
+from collections import namedtuple
+from dataclasses import fields
 
 import torch
 from torch import nn
@@ -44,7 +46,7 @@ def freeze_parts(
         tower.register_forward_pre_hook(lambda tower, _: tower.eval() and None)
 
 
-def keep_in_step(model: nn.Module, in_evaluation: bool = False) -> None:
+def keep_in_step(model: nn.Module, sharded: bool = False) -> None:
     """
     Makes every forward use all of STAB and the projector. `VideoPandaTrainer` does so for several processes.
 
@@ -56,33 +58,54 @@ def keep_in_step(model: nn.Module, in_evaluation: bool = False) -> None:
     Args:
         model (`VideoPandaForConditionalGeneration`):
             The model, or a PEFT model around one. It is changed in place.
-        in_evaluation (`bool`, *optional*, defaults to `False`):
-            Whether to do so also in eval mode, which weights that are sharded need.
+        sharded (`bool`, *optional*, defaults to `False`):
+            Whether the weights are sharded (FSDP, ZeRO-3). This is then done in eval mode, too.
     """
 
-    def add_clip(inner, args, inputs: dict):
+    def encode(inner, args, inputs: dict):
         is_encoded = any(inputs.get(name) is not None for name in ("mm_encoder_outputs", "input_features"))
-        if is_encoded or has_moving_video(inputs) or not (in_evaluation or inner.training):
+        if is_encoded or not (sharded or inner.training):
             return None
-        config = inner.config.vision_config
-        grids = torch.tensor([[config.frames_per_clip, config.spatial_merge_size, config.spatial_merge_size]])
-        pixels = torch.zeros(int(grids.prod()), config.num_channels * config.patch_size**2)
-        pixels = pixels.to(next(value for value in inputs.values() if isinstance(value, torch.Tensor)).device)
-        if inputs.get("pixel_values_videos") is not None:
-            pixels = torch.cat([inputs["pixel_values_videos"], pixels.to(inputs["pixel_values_videos"])])
-            grids = torch.cat([inputs["video_grid_thw"], grids.to(inputs["video_grid_thw"])])
-
-        norms = [part for part in inner.vision_tower.modules() if isinstance(part, nn.BatchNorm1d) and part.training]
-        for norm in norms:  # of moving videos alone
+        tower, adds_clip = inner.vision_tower, not has_moving_video(inputs)
+        pixels, grids = with_clip(inner.config.vision_config, inputs) if adds_clip else videos_of(inputs)
+        if sharded and torch.is_grad_enabled() and any(weight.requires_grad for weight in tower.parameters()):
+            # DeepSpeed takes the backward of STAB for done when its input has a gradient, or at once if it needs none.
+            pixels = pixels.detach().requires_grad_()
+        norms = [part for part in tower.modules() if isinstance(part, nn.BatchNorm1d) and part.training and adds_clip]
+        for norm in norms:  # which sees moving videos alone
             norm.eval()
+        # All processes have to use their weights in one order, so videos are encoded here, too, before the text.
         features = inner.get_video_features(pixels, grids, return_dict=True)
         for norm in norms:
             norm.train()
-        *of_pictures, of_clip = features.pooler_output
-        features.pooler_output = (*of_pictures, of_clip[:0])
+        if adds_clip:
+            *of_pictures, of_clip = features.pooler_output
+            features.pooler_output = (*of_pictures, of_clip[:0])
         return args, {**inputs, "mm_encoder_outputs": {"video": features}}
 
-    base_model(model).model.register_forward_pre_hook(add_clip, with_kwargs=True)
+    def as_tuple(tower, args, outputs):
+        names = [field.name for field in fields(outputs)]
+        return namedtuple("Outputs", names)(*(getattr(outputs, name) for name in names))
+
+    model = base_model(model).model
+    model.register_forward_pre_hook(encode, with_kwargs=True)
+    if sharded:  # torch calls backward hooks, by which DeepSpeed reduces gradients, for tuples alone
+        model.vision_tower.register_forward_hook(as_tuple)
+
+
+def with_clip(config, inputs: dict) -> tuple[torch.Tensor, torch.LongTensor]:
+    """The pixels and grids of pictures, if any, and of a clip of zeros after them."""
+    pixels, grids = videos_of(inputs)
+    clip_grid = torch.tensor([[config.frames_per_clip, config.spatial_merge_size, config.spatial_merge_size]])
+    clip = torch.zeros(int(clip_grid.prod()), config.num_channels * config.patch_size**2)
+    if pixels is None:
+        device = next(value.device for value in inputs.values() if isinstance(value, torch.Tensor))
+        return clip.to(device), clip_grid
+    return torch.cat([pixels, clip.to(pixels)]), torch.cat([grids, clip_grid.to(grids)])
+
+
+def videos_of(inputs: dict) -> tuple[torch.Tensor | None, torch.LongTensor | None]:
+    return inputs.get("pixel_values_videos"), inputs.get("video_grid_thw")
 
 
 def has_moving_video(inputs: dict) -> bool:
