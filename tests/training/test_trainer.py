@@ -92,6 +92,17 @@ def test_in_evaluation_stab_runs_for_text_only_where_it_is_sharded(sharded, numb
     assert len(called) == calls
 
 
+@pytest.mark.parametrize("number", [0, 2, 4])
+def test_the_backward_of_stab_ends_after_all_its_gradients_where_it_is_sharded(number):
+    """DeepSpeed reduces the gradients of STAB in this hook. torch ends early, or never, for other inputs or outputs."""
+    model = tiny_model().train()
+    keep_in_step(model, sharded=True)
+    tower, ended = model.model.vision_tower, []
+    tower.register_full_backward_hook(lambda *_: ended.append([p.grad is not None for p in tower.parameters()]))
+    model(**collate([make_examples()[number]])).loss.backward()
+    assert len(ended) == 1 and all(ended[0])
+
+
 def test_zero3_has_stab_run_for_text_in_evaluation_too(tmp_path, monkeypatch):
     monkeypatch.setattr("video_panda_hf.training.trainer.is_deepspeed_zero3_enabled", lambda: True)
     trainer = make_trainer(tmp_path, train_language=False)

@@ -102,7 +102,7 @@ class VideoPandaTrainer(Trainer):
             self.teacher = self.load_teacher()
             self.distillation_head = self.add_distillation_head()
         is_sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
-        if args.world_size > 1 or not args.train_language:  # alone, text would have no gradient at all
+        if args.world_size > 1 or is_sharded or not args.train_language:  # alone, text would have no gradient at all
             keep_in_step(model, sharded=is_sharded)
         self._eval_task, self._figures = load_eval_task(args, self.processing_class, is_sharded), None
         self._sums, self._steps, self._seconds, self._started = None, 0, 0.0, None
