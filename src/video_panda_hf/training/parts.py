@@ -74,7 +74,7 @@ def keep_in_step(model: nn.Module, sharded: bool = False) -> None:
         norms = [part for part in tower.modules() if isinstance(part, nn.BatchNorm1d) and part.training and adds_clip]
         for norm in norms:  # which sees moving videos alone
             norm.eval()
-        # All processes have to use their weights in one order, so videos are encoded here, too, before the text.
+        # Processes have to gather weights in one order: videos, too, are encoded here, before the text is embedded.
         features = inner.get_video_features(pixels, grids, return_dict=True)
         for norm in norms:
             norm.train()
