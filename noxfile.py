@@ -7,6 +7,7 @@
     nox -s compatibility        results → docs/compatibility.md
     nox -s vllm                 the plugin for vLLM against generate
     nox -s lmms                 the plugin for lmms-eval against generate
+    nox -s trl                  training by TRL
     nox -s docs                 the site of documentation, without a warning
     nox -s browser              the demo in headless Chromium; skipped where there is none
 
@@ -121,6 +122,14 @@ def lmms(session):
         av = matrix.requirements((copy / "setup.cfg").read_text())["av"]
         install(session, str(av))  # lmms-eval asks for an older one
         session.run("pytest", "-n", "0", "tests/evaluation/test_lmms.py", "tests/evaluation/test_lmms_tasks.py")
+
+
+@nox.session(python=[matrix.OLDEST_PYTHON])
+def trl(session):
+    """Training by TRL. Skipped if a download fails."""
+    with fresh_copy(session) as copy, session.chdir(copy):
+        install(session, ".[test,train]", matrix.TRL)
+        session.run("pytest", "-n", "0", "tests/training/test_trl.py")
 
 
 @nox.session(venv_backend="none")

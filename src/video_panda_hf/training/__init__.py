@@ -12,7 +12,8 @@ from .distillation import (
     distillation_loss,
 )
 from .languagebind import LanguageBindVideoTower
-from .parts import LANGUAGE_MODEL_LINEARS, STAB_AND_PROJECTOR
+from .parts import LANGUAGE_MODEL_LINEARS, STAB_AND_PROJECTOR, freeze_parts, keep_in_step
+from .preferences import VideoPandaPreferenceCollator, load_preferences
 from .trainer import VideoPandaTrainer
 
 
@@ -26,11 +27,15 @@ __all__ = [
     "LanguageBindVideoTower",
     "VideoPandaDataCollator",
     "VideoPandaDistillationHead",
+    "VideoPandaPreferenceCollator",
     "VideoPandaTeacher",
     "VideoPandaTrainer",
     "VideoPandaTrainingArguments",
     "attach_distillation_head",
     "distillation_loss",
+    "freeze_parts",
+    "keep_in_step",
     "last_complete_checkpoint",
     "load_conversations",
+    "load_preferences",
 ]

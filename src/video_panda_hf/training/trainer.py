@@ -27,7 +27,7 @@ from .distillation import (
     load_head,
     save_head,
 )
-from .parts import base_model, freeze_parts, has_moving_video, keep_in_step, part_of
+from .parts import base_model, freeze_parts, keep_in_step, part_of
 from .predictions import IGNORED, in_place, most_likely, prompts_and_answers
 from .tasks import figures_of, load_eval_task
 
@@ -75,9 +75,8 @@ class VideoPandaTrainer(Trainer):
 
     Raises:
         ValueError: If a teacher is used with DeepSpeed ZeRO-3 or FSDP1; with several GPUs in one process; with label
-            smoothing (`Trainer` would apply it to labels that are not shifted); under DeepSpeed ZeRO-3, if some
-            processes have videos in their part of the batch and others only pictures or text; for an `eval_task` under
-            FSDP or ZeRO-3, or without a processor.
+            smoothing (`Trainer` would apply it to labels that are not shifted); for an `eval_task` under FSDP or
+            ZeRO-3, or without a processor.
     """
 
     args: VideoPandaTrainingArguments
@@ -87,9 +86,8 @@ class VideoPandaTrainer(Trainer):
             raise ValueError(
                 f"label_smoothing_factor = {args.label_smoothing_factor:g}: this model has none. Set it to 0."
             )
-        freeze_parts(model, args)
-        if args.world_size > 1 or not args.train_language:
-            keep_in_step(base_model(model), alone=args.world_size == 1)
+        trained = ("train_vision", "train_projector", "train_language")
+        freeze_parts(model, **{name: getattr(args, name) for name in trained})
         no_collator = not positional and keywords.get("data_collator") is None
         if no_collator and hasattr(processor := keywords.get("processing_class"), "video_processor"):
             keywords["data_collator"] = VideoPandaDataCollator(processor)
@@ -104,6 +102,8 @@ class VideoPandaTrainer(Trainer):
             self.teacher = self.load_teacher()
             self.distillation_head = self.add_distillation_head()
         is_sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        if args.world_size > 1 or is_sharded or not args.train_language:  # alone, text would have no gradient at all
+            keep_in_step(model, sharded=is_sharded)
         self._eval_task, self._figures = load_eval_task(args, self.processing_class, is_sharded), None
         self._sums, self._steps, self._seconds, self._started = None, 0, 0.0, None
 
@@ -163,14 +163,6 @@ class VideoPandaTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """`Trainer`'s loss plus, in training with a teacher, the weighted distillation loss [eq. 19]."""
-        if self.args.world_size > 1 and is_deepspeed_zero3_enabled():
-            kinds = torch.tensor([has_moving_video(inputs), inputs.get("pixel_values_videos") is not None])
-            if len(self.accelerator.gather(kinds[None].to(self.args.device)).unique(dim=0)) > 1:
-                raise ValueError(
-                    "Some processes have videos in their part of the batch, others pictures or text alone: with "
-                    "DeepSpeed ZeRO-3 they would wait for each other for ever. Train on one kind, or choose ZeRO-2 or "
-                    "FSDP2."
-                )
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
