@@ -128,7 +128,7 @@ def test_vllm_gives_the_very_tokens_and_probabilities_of_generate(mode, tmp_path
     (tmp_path / "requests.pkl").write_bytes(pickle.dumps(given))
 
     command = [sys.executable, vllm_engine.__file__, str(tmp_path), mode]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     answers = json.loads((tmp_path / "answers.json").read_text())
     assert len(answers) == len(expected) == 10
