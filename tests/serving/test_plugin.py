@@ -77,5 +77,5 @@ def test_another_release_of_vllm_is_named_in_the_error(version, is_tested, monke
     if is_tested:
         import_module("video_panda_hf.serving.vllm.tested")
         return
-    with pytest.raises(ImportError, match=rf"not {re.escape(version)}: `pip install 'vllm>=0\.32,<0\.33'`"):
+    with pytest.raises(ImportError, match=rf"not {re.escape(version)}: `pip install 'vllm>=0\.32,<0\.34'`"):
         import_module("video_panda_hf.serving.vllm.model")
