@@ -2,17 +2,21 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from helpers.processes import free_port
 from helpers.vllm_engine import SETTINGS
 from video_panda_hf import SHIPPED_MODEL
+
+
+START_SECONDS = 1200  # as on a busy machine
 
 
 @contextmanager
@@ -35,22 +39,21 @@ def vllm_server(log: Path, *options: str):
             return error.code, json.load(error)
 
     with open(log, "w") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, env={**os.environ, **SETTINGS, "VLLM_LOGGING_LEVEL": "WARNING"}
-        )
+        environment = {**os.environ, **SETTINGS, "VLLM_LOGGING_LEVEL": "WARNING"}
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
         try:
-            end = time.monotonic() + 400
+            end = time.monotonic() + START_SECONDS
             while not is_up(address):
                 assert process.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
                 time.sleep(0.5)
             yield post
         finally:
             process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with suppress(ProcessLookupError):  # its engine is a process of its own
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def is_up(address: str) -> bool:

@@ -46,6 +46,13 @@ def picture_of(colour: str) -> Image.Image:
     return Image.fromarray(frames_of(colour)[3])
 
 
+def transparent(picture: Image.Image) -> Image.Image:
+    """The same colours, of which a viewer shows nothing."""
+    picture = picture.copy()
+    picture.putalpha(0)
+    return picture
+
+
 def content(*parts) -> list[dict]:
     """The names of parts that are media, and texts."""
     return [{"type": part} if part in ("image", "video") else {"type": "text", "text": part} for part in parts]
@@ -85,6 +92,11 @@ def cases() -> dict:
         {"video": (long, {"do_sample_frames": False, "total_num_frames": 48})},
     )
     found["a picture"] = (prompt_of("image", COLOUR), {"images": [picture]}, {"image": picture})
+    found["a transparent picture"] = (
+        prompt_of("image", COLOUR),
+        {"images": [transparent(picture)]},
+        {"image": transparent(picture)},
+    )
     found["two videos"] = (
         prompt_of("video", "and", "video", COLOUR),
         {"videos": [red, blue]},
@@ -116,10 +128,10 @@ def test_vllm_gives_the_very_tokens_and_probabilities_of_generate(mode, tmp_path
     (tmp_path / "requests.pkl").write_bytes(pickle.dumps(given))
 
     command = [sys.executable, vllm_engine.__file__, str(tmp_path), mode]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     answers = json.loads((tmp_path / "answers.json").read_text())
-    assert len(answers) == len(expected) == 9
+    assert len(answers) == len(expected) == 10
     for (name, wanted), answer in zip(expected.items(), answers, strict=True):
         assert answer["prompt"] == wanted["prompt"], name
         assert answer["answer"] == wanted["answer"], name
@@ -186,11 +198,12 @@ def test_the_server_answers_about_videos_and_pictures_as_generate_does(post):
     both = [video(CLIPS[colour].as_uri()) for colour in ("red", "blue")]
     check(post(**asked(*both, *content(COLOUR))), wanted)
 
-    file = io.BytesIO()
-    picture_of("blue").save(file, "PNG")
-    part = {"type": "image_url", "image_url": {"url": data_url(file.getvalue(), "image/png")}}
     wanted = generated(text=prompt_of("image", COLOUR), images=[picture_of("blue")])
-    check(post(**asked(part, *content(COLOUR))), wanted)
+    for picture in (picture_of("blue"), transparent(picture_of("blue"))):
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        part = {"type": "image_url", "image_url": {"url": data_url(file.getvalue(), "image/png")}}
+        check(post(**asked(part, *content(COLOUR))), wanted)
 
 
 @pytest.mark.slow
@@ -281,10 +294,12 @@ def test_files_are_sampled_and_limited_as_the_processor_does_it():
     from video_panda_hf.serving.vllm.loader import VideoPandaLoader
 
     processor = AutoProcessor.from_pretrained(SHIPPED_MODEL, decode_limits={"max_frames": 16})
-    options = {"image": {"mode": "RGB"}, "video": {"num_frames": 4}}
+    options = {"image": {"image_mode": "RGB"}, "video": {"num_frames": 4}}
     VideoPandaLoader.use("mine", processor.video_processor, options)
     assert options["video"] == {"video_backend": "video_panda", "num_frames": 4, "model": "mine"}
+    assert options["image"] == {"image_mode": "RGB"}
     VideoPandaLoader.use("mine", processor.video_processor, options := {})
+    assert options["image"] == {"image_mode": None}
     assert options["video"].pop("video_backend") == "video_panda"
 
     data = CLIPS["red"].read_bytes()

@@ -18,8 +18,10 @@ class VideoPandaLoader(VideoLoader):
 
     @classmethod
     def use(cls, model: str, video_processor, media_io_kwargs: dict) -> None:
-        """Makes this loader the default of the videos for a model. What `--media-io-kwargs` says, stays."""
+        """Makes this loader the default of the videos for a model, and has pictures left to the processor. What
+        `--media-io-kwargs` says, stays."""
         cls.video_processors[model] = video_processor
+        media_io_kwargs["image"] = {"image_mode": None, **media_io_kwargs.get("image", {})}
         media_io_kwargs["video"] = {
             "video_backend": BACKEND,
             "num_frames": NOT_SAID[0],

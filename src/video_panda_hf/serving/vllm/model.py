@@ -22,7 +22,7 @@ from vllm.multimodal.processing import (
     PromptUpdateDetails,
 )
 
-from video_panda_hf.processing import FLATTENED
+from video_panda_hf.processing import FLATTENED, rgb_of
 
 from .loader import VideoPandaLoader
 
@@ -61,7 +61,14 @@ class VideoPandaInfo(BaseProcessingInfo):
 
 
 class DataParser(MultiModalDataParser):
-    """Frames without metadata may be given: they are sampled like any other video."""
+    """Frames without metadata may be given: they are sampled like any other video. Pictures become RGB as the
+    processor does it: vLLM puts transparent ones on white."""
+
+    def _parse_image_data(self, data):
+        pictures = [data] if isinstance(data, Image.Image) else data
+        if isinstance(pictures, list):
+            pictures = [rgb_of(one) if isinstance(one, Image.Image) else one for one in pictures]
+        return super()._parse_image_data(pictures)
 
     def _get_video_with_metadata(self, video):
         frames, metadata = super()._get_video_with_metadata(video)

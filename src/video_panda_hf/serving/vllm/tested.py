@@ -4,7 +4,7 @@ import vllm
 from packaging.specifiers import SpecifierSet
 
 
-TESTED = ">=0.32,<0.33"
+TESTED = ">=0.32,<0.34"
 
 if not SpecifierSet(TESTED).contains(vllm.__version__, prereleases=True):
     raise ImportError(
