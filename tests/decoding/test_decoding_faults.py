@@ -367,7 +367,7 @@ def test_file_objects_that_cannot_be_read_are_told_apart(folder):
         with pytest.raises(VideoUnreadableError, match=r"closed file|on fire"):
             decode_video(source)
     for source in (None, 7, io.StringIO("text"), [b""]):
-        with pytest.raises(TypeError, match="a video is a path|a list of pictures has their names"):
+        with pytest.raises(TypeError, match=r"a video is a path|a list of pictures has their names"):
             decode_video(source)
 
 
