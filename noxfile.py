@@ -98,7 +98,7 @@ def exchange(session):
         oldest_python = str(other / "bin" / "python")
         pip = [oldest_python, "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
         session.run(*pip, *matrix.requirements((copy / "setup.cfg").read_text()), external=True)
-        session.run("pytest", "tests/hub/test_between_releases.py", env={"OTHER_PYTHON": oldest_python})
+        session.run("pytest", "-m", "", "tests/hub/test_between_releases.py", env={"OTHER_PYTHON": oldest_python})
 
 
 @nox.session(python=[matrix.OLDEST_PYTHON])
@@ -110,7 +110,7 @@ def vllm(session):
         found = session.run("python", "-c", DEPENDENCIES, matrix.VLLM.split("==")[0], silent=True, log=False)
         peft = matrix.requirements((copy / "setup.cfg").read_text())["peft"]
         install(session, str(peft), *matrix.without_torch(json.loads(found)))
-        session.run("pytest", "-n", "0", "tests/serving")
+        session.run("pytest", "-m", "", "-n", "0", "tests/serving")
 
 
 @nox.session(python=[matrix.OLDEST_PYTHON])
@@ -121,7 +121,7 @@ def lmms(session):
         install(session, *matrix.LMMS_EVAL)
         av = matrix.requirements((copy / "setup.cfg").read_text())["av"]
         install(session, str(av))  # lmms-eval asks for an older one
-        session.run("pytest", "-n", "0", "tests/evaluation/test_lmms.py", "tests/evaluation/test_lmms_tasks.py")
+        session.run("pytest", "-m", "", "-n", "0", "tests/evaluation/test_lmms.py", "tests/evaluation/test_lmms_tasks.py")
 
 
 @nox.session(python=[matrix.OLDEST_PYTHON])
@@ -129,7 +129,7 @@ def trl(session):
     """Training by TRL. Skipped if a download fails."""
     with fresh_copy(session) as copy, session.chdir(copy):
         install(session, ".[test,train]", matrix.TRL)
-        session.run("pytest", "-n", "0", "tests/training/test_trl.py")
+        session.run("pytest", "-m", "", "-n", "0", "tests/training/test_trl.py")
 
 
 @nox.session(venv_backend="none")
@@ -162,7 +162,7 @@ def browser(session):
     with fresh_copy(session) as copy, session.chdir(copy):
         install(session, ".[test,demo]")
         install(session, "playwright>=1.50,<2")
-        session.run("pytest", "tests/demo", env=environment)
+        session.run("pytest", "-m", "", "tests/demo", env=environment)
 
 
 @contextmanager
@@ -217,9 +217,10 @@ def ask(session, env=None) -> str:
 
 
 def tests(session, report, env=None) -> dict[str, int | None]:
-    """Runs README's second command, as written. Returns pytest's counts; None if pytest wrote no report."""
-    # pytest takes options from the environment, so the command stays as written.
-    env = {**(env or {}), "PYTEST_ADDOPTS": f"--junitxml={report}"}
+    """Runs README's second command with the slow tests. Returns pytest's counts; None if pytest wrote no report."""
+    # pytest takes options from the environment, so the command stays as written. The slow tests are run too.
+    env = env or {}
+    env = {**env, "PYTEST_ADDOPTS": f"{env.get('PYTEST_ADDOPTS', '')} -m '' --junitxml={report}"}
     try:
         session.run("sh", "-c", matrix.readme_block("tests"), env=env, external=True)
     except CommandFailed:
