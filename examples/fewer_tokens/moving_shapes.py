@@ -21,13 +21,13 @@ from rows import ROWS, RowDropoutTrainer, fewer_rows
 from transformers import set_seed
 
 from video_panda_hf import VideoPandaForConditionalGeneration, VideoPandaVisionConfig
+from video_panda_hf.evaluation.lines import LineWriter, read_lines
 from video_panda_hf.training import VideoPandaTrainer, VideoPandaTrainingArguments
 
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "moving_shapes"))
-from held_out import TIME_DEPENDENT
 from quick import share_right, tensors
-from teachers import VISION, Scale, lines_of, prepared, settings_of
+from teachers import VISION, Scale, about_time, prepared, settings_of
 
 
 REPEATS = 15
@@ -51,18 +51,14 @@ def main() -> None:
 def run(output: Path, scale: Scale, seeds) -> dict:
     training, held_out = prepared(output, scale)
     file = output / "models.jsonl"
-    for seed in seeds:
-        for dropout in (False, True):
-            if not any((line["row_dropout"], line["seed"]) == (dropout, seed) for line in lines_of(file)):
-                line = {
-                    "row_dropout": dropout,
-                    "seed": seed,
-                    **trained(output, dropout, training, held_out, seed, scale),
-                }
-                with file.open("a") as opened:
-                    opened.write(json.dumps(line) + "\n")
-                print(line, flush=True)
-    return {"scale": vars(scale), "models": lines_of(file)}
+    with LineWriter(file) as writer:
+        done = {(line["row_dropout"], line["seed"]) for line in read_lines(file)}
+        for seed in seeds:
+            for dropout in (False, True):
+                if (dropout, seed) not in done:
+                    line = trained(output, dropout, training, held_out, seed, scale)
+                    writer.write({"row_dropout": dropout, "seed": seed, **line})
+    return {"scale": vars(scale), "models": read_lines(file)}
 
 
 def trained(output: Path, dropout: bool, training: list[dict], held_out: list[dict], seed: int, scale: Scale) -> dict:
@@ -93,7 +89,10 @@ def cost(model, examples: list[dict], rows: str) -> dict[str, float]:
         inputs = fewer_rows(model, batch, rows)
         model(**inputs, logits_to_keep=1)
         seconds.append(time.process_time() - start)
-    return {"tokens": float(inputs["attention_mask"].sum() / len(examples)), "prefill_seconds": np.median(seconds)}
+    return {
+        "tokens": float(inputs["attention_mask"].sum() / len(examples)),
+        "prefill_seconds": float(np.median(seconds)),
+    }
 
 
 def table(result: dict) -> str:
@@ -107,8 +106,9 @@ def table(result: dict) -> str:
         share = np.mean([found["prefill_seconds"] for found in of_rows]) / whole
         cells = [rows, f"{np.mean([found['tokens'] for found in of_rows]):.0f}", f"{share:.2f} ×"]
         for found in models.values():
-            shares = [np.mean([model[rows]["right"][row] for row in dict.fromkeys(TIME_DEPENDENT)]) for model in found]
-            looks = [np.mean([model[rows]["right"][row] for row in ("colour", "shape")]) for model in found]
+            right = [model[rows]["right"] for model in found]
+            shares = [np.mean([shares[row] for row in about_time(shares)]) for shares in right]
+            looks = [np.mean([shares[row] for row in ("colour", "shape")]) for shares in right]
             cells.append(f"{100 * np.mean(shares):.1f} about time, {100 * np.mean(looks):.1f} about looks")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

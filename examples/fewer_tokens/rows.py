@@ -1,7 +1,7 @@
 """Fewer tokens a frame: a model that works with all rows of tokens of a frame, with half of them, or with none.
 
-A frame has its context token and h rows of tokens. `RowDropoutTrainer` leaves rows out at random, so that a model learns
-to answer with any number of them; the context token stays. At inference `fewer_rows` chooses:
+A frame has its context token and h rows of tokens. `RowDropoutTrainer` leaves rows out at random, so that a model
+learns to answer with any number of them; the context token stays. At inference `fewer_rows` chooses:
 
     inputs = processor.apply_chat_template(messages, …, return_dict=True, return_tensors="pt")
     model.generate(**fewer_rows(model, inputs, "half"))

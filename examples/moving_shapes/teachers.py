@@ -38,6 +38,7 @@ from held_out import ROWS, TIME_DEPENDENT
 from quick import asked, share_right, tensors
 from train import THINGS, Stage, arguments_of, new_tokenizer
 from video_panda_hf import VideoPandaForConditionalGeneration, VideoPandaProcessor, VideoPandaVisionConfig
+from video_panda_hf.evaluation.lines import LineWriter, read_lines
 from video_panda_hf.training import (
     LanguageBindVideoTower,
     VideoPandaTeacher,
@@ -87,15 +88,15 @@ def run(output: Path, scale: Scale, seeds) -> dict:
             train_teacher(output / name, name, training, held_out, scale.teacher_steps)
 
     file = output / "students.jsonl"
-    for seed in seeds:
-        for name in TEACHERS:
-            if not any(line["teacher"] == name and line["seed"] == seed for line in lines_of(file)):
-                line = {"teacher": name, "seed": seed, **train_student(output, name, training, held_out, seed, scale)}
-                with file.open("a") as opened:
-                    opened.write(json.dumps(line) + "\n")
-                print(line, flush=True)
+    with LineWriter(file) as writer:
+        done = {(line["teacher"], line["seed"]) for line in read_lines(file)}
+        for seed in seeds:
+            for name in TEACHERS:
+                if (name, seed) not in done:
+                    line = train_student(output, name, training, held_out, seed, scale)
+                    writer.write({"teacher": name, "seed": seed, **line})
     teachers = {name: json.loads((output / name / "right.json").read_text()) for name in TEACHERS[1:]}
-    return {"scale": vars(scale), "teachers": teachers, "students": lines_of(file)}
+    return {"scale": vars(scale), "teachers": teachers, "students": read_lines(file)}
 
 
 def prepared(output: Path, scale: Scale) -> tuple[list[dict], list[dict]]:
@@ -113,12 +114,6 @@ def prepared(output: Path, scale: Scale) -> tuple[list[dict], list[dict]]:
     if not (output / "language" / "model.safetensors").exists():
         train_language(output / "language", tokenizer, [example["text"] for example in training], scale.language_steps)
     return training, held_out
-
-
-def lines_of(file: Path) -> list[dict]:
-    """The finished students. A line that was cut off counts for nothing."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
 def settings_of(steps: int, batch_size: int, folder: Path, seed: int) -> dict:
@@ -273,29 +268,27 @@ def train_student(output: Path, teacher: str, training, held_out, seed: int, sca
     start = time.process_time()
     trainer.train()
     seconds = time.process_time() - start
-    losses = [entry for entry in trainer.state.log_history if "language_loss" in entry or "loss" in entry][-1]
-    losses = {name: losses[name] for name in ("language_loss", "distillation_loss", "loss") if name in losses}
-    return {"seconds": round(seconds, 1), "right": share_right(model, held_out), "last_losses": losses}
+    return {"seconds": round(seconds, 1), "right": share_right(model, held_out)}
 
 
 def table(result: dict) -> str:
-    """Mean of the seeds, and their least and greatest, in per cent."""
-    rows = [row for row in ROWS.values() if row in result["students"][0]["right"]]
-    rows = list(dict.fromkeys(rows))
+    """Mean of the seeds, and the least and greatest of them, in per cent."""
     groups = {name: [line["right"] for line in result["students"] if line["teacher"] == name] for name in TEACHERS}
+    known = [row for row in dict.fromkeys(ROWS.values()) if row in groups[TEACHERS[0]][0]]
+    columns = {row: [row] for row in known} | {"mean of those about time": about_time(known)}
     lines = ["| answers right, % | " + " | ".join(f"teacher: {name}" for name in groups) + " |"]
     lines.append("|---|" + "---:|" * len(groups))
-    for row in [*rows, "mean of the four about time"]:
+    for heading, rows in columns.items():
         cells = []
         for runs in groups.values():
-            shares = [100 * (run[row] if row in run else np.mean([run[each] for each in time_rows()])) for run in runs]
+            shares = [100 * np.mean([run[row] for row in rows]) for run in runs]
             cells.append(f"{np.mean(shares):.1f} ({min(shares):.1f} to {max(shares):.1f})")
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        lines.append(f"| {heading} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def time_rows() -> list[str]:
-    return list(dict.fromkeys(TIME_DEPENDENT))
+def about_time(rows) -> list[str]:
+    return [row for row in rows if row in TIME_DEPENDENT]
 
 
 if __name__ == "__main__":
