@@ -8,7 +8,7 @@ weights are counted in their dtypes. A trained weight has a gradient and AdamW's
 own 4. Activations come on top. Needs `peft`.
 
 `--teacher` makes up a folder in the layout of LanguageBind's repository, its video tower of the real sizes, with 1 GB
-beside it that is not of the tower, and random weights in float16. It measures memory and time of loading in bfloat16
+beside it that is not of the tower, and random weights in float16. It measures memory and time of loading in float32
 and of eight frames of 224 pixels. Needs Linux.
 """
 
@@ -100,7 +100,7 @@ def measured_teacher(folder: Path) -> str:
 
     before = reset_peak()
     start = time.process_time()
-    tower = LanguageBindVideoTower.from_pretrained(folder, torch.bfloat16)
+    tower = LanguageBindVideoTower.from_pretrained(folder)
     loaded, seconds = peak(), time.process_time() - start
     size = sum(weight.nbytes for weight in tower.parameters())
     reset_peak()

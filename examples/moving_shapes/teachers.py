@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from data import COLOURS, DIRECTIONS, PACES, Clip, make_clips
+from data import COLOURS, DIRECTIONS, PACES, SHAPES, Clip, make_clips
 from held_out import ROWS, TIME_DEPENDENT
 from quick import asked, share_right, tensors
 from train import THINGS, Stage, arguments_of, new_tokenizer
@@ -54,6 +54,14 @@ VISION |= {"initializer_range": 0.08}
 TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4}
 TOWER |= {"image_size": IMAGE_SIZE // 2, "patch_size": PATCH_SIZE // 2}
 MOTIONS = [*DIRECTIONS, *PACES, *(f"{colour} first" for colour in COLOURS)]  # what the video teacher names besides
+GROUPS = {  # row of the table → names, of which a teacher chooses one
+    "colour": list(COLOURS),
+    "shape": list(SHAPES),
+    ROWS["left or right"]: list(DIRECTIONS)[:2],
+    ROWS["up or down"]: list(DIRECTIONS)[2:],
+    ROWS["pace"]: list(PACES),
+    ROWS["first"]: MOTIONS[-len(COLOURS) :],
+}
 
 
 @dataclass
@@ -61,7 +69,7 @@ class Scale:
     clips: int = 1200
     held_out: int = 300
     language_steps: int = 250
-    teacher_steps: int = 300
+    teacher_steps: int = 1500
     student_steps: int = 400
 
 
@@ -176,8 +184,13 @@ class Namer(nn.Module):
         else:
             features = self.tower.features(frames)  # windows of a video's length
             features = features.unflatten(0, (len(labels), -1)).flatten(1, 2)
-        logits = self.head(features.mean(1))
-        return {"loss": nn.functional.binary_cross_entropy_with_logits(logits, labels), "logits": logits}
+        logits, losses = self.head(features.mean(1)), []
+        for names in GROUPS.values():
+            places = [self.names.index(name) for name in names if name in self.names]
+            if places and (is_asked := labels[:, places].sum(1) == 1).any():
+                chosen = labels[is_asked][:, places].argmax(1)
+                losses.append(nn.functional.cross_entropy(logits[is_asked][:, places], chosen))
+        return {"loss": torch.stack(losses).mean(), "logits": logits}
 
     def save(self, folder: Path) -> None:
         """In the layout of CLIP's or LanguageBind's repository."""
@@ -223,7 +236,7 @@ def train_teacher(folder: Path, kind: str, training: list[dict], held_out: list[
     def with_names(examples) -> list[dict]:
         return [{**example, "names": labels_of(example["clip"], namer.names)} for example in examples]
 
-    arguments = TrainingArguments(**settings_of(steps, 16, folder, 0))
+    arguments = TrainingArguments(**settings_of(steps, 32, folder, 0))
     Trainer(namer, arguments, train_dataset=with_names(training), data_collator=collate).train()
     namer.eval()
     with torch.no_grad():
@@ -240,10 +253,7 @@ def train_teacher(folder: Path, kind: str, training: list[dict], held_out: list[
 
 def questions_of(known: list[str], clips: list[Clip]):
     """Rows of the table, the names to choose from, and the clips where exactly one is right."""
-    groups = {"colour": list(COLOURS), "shape": [name for name in THINGS if name not in COLOURS]}
-    groups |= {ROWS["left or right"]: list(DIRECTIONS)[:2], ROWS["up or down"]: list(DIRECTIONS)[2:]}
-    groups |= {ROWS["pace"]: list(PACES), ROWS["first"]: MOTIONS[-len(COLOURS) :]}
-    for row, names in groups.items():
+    for row, names in GROUPS.items():
         if set(names) <= set(known):
             yield row, names, torch.tensor([labels_of(clip, names).sum() == 1 for clip in clips])
 

@@ -1,5 +1,6 @@
 """The comparison of teachers on moving shapes: it goes on where it was stopped, and its figures are what they say."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -33,6 +34,14 @@ class Watched(teachers.VideoPandaTrainer):
     def train(self, *given, **named):
         self.seen.append(self.teacher and type(self.teacher.model))
         return super().train(*given, **named)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_tokenizer():
+    """It is trained on 1,000 clips: 5 seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teachers, "new_tokenizer", functools.cache(teachers.new_tokenizer))
+        yield
 
 
 @pytest.fixture(scope="module")
