@@ -121,7 +121,8 @@ def lmms(session):
         install(session, *matrix.LMMS_EVAL)
         av = matrix.requirements((copy / "setup.cfg").read_text())["av"]
         install(session, str(av))  # lmms-eval asks for an older one
-        session.run("pytest", "-m", "", "-n", "0", "tests/evaluation/test_lmms.py", "tests/evaluation/test_lmms_tasks.py")
+        tests = "tests/evaluation/test_lmms.py", "tests/evaluation/test_lmms_tasks.py"
+        session.run("pytest", "-m", "", "-n", "0", *tests)
 
 
 @nox.session(python=[matrix.OLDEST_PYTHON])
