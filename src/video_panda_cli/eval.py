@@ -20,7 +20,7 @@ PREDICT_EXAMPLES = """\
   video-panda eval predict --task msvd-qa --videos MSVD --model my-checkpoint --output runs/msvd
   video-panda eval predict --task mvbench --videos MVBench/video --model user/checkpoint --output runs/mv
   video-panda eval predict --task my-questions.jsonl --videos my-videos --output runs/mine
-  accelerate launch --num_processes 4 -m video_panda_cli eval predict --task tgif-qa --videos TGIF --output runs/t"""
+  accelerate launch --multi_gpu -m video_panda_cli eval predict --task tgif-qa --videos TGIF --output runs/tgif"""
 JUDGE_EXAMPLES = """  video-panda eval judge runs/msvd --judge exact
   video-panda eval judge runs/msvd --judge openai --model gpt-4o-mini --price 0.15 0.60 --estimate
   video-panda eval judge runs/msvd --judge openai --base-url http://localhost:8000/v1 --model Qwen/Qwen3-8B

@@ -472,6 +472,7 @@ def test_a_table_of_more_packets_than_the_file_holds_is_refused(where, strict, f
 def test_more_frames_than_memory_holds_are_refused(folder):
     with pytest.raises(VideoLimitError, match="max_output_bytes"):
         decode_video(folder / "h264.mp4", lambda _: [0] * 90_000, limits=DecodeLimits(max_output_bytes=2**30))
+    assert 8 < DecodeLimits().max_output_bytes / (7680 * 4320 * 3) < 32  # frames of 8K
     with pytest.raises(VideoLimitError, match="max_frames"):
         decode_video(folder / "h264.mp4", lambda _: [0] * 1_000_000)
 

@@ -68,7 +68,7 @@ class DecodeLimits:
             Duration of the video, in seconds.
         max_frames (`int`, *optional*, defaults to 100000):
             Frames that one call may ask for, repetitions included.
-        max_output_bytes (`int`, *optional*, defaults to 4 GiB):
+        max_output_bytes (`int`, *optional*, defaults to 2 GiB):
             Size of the returned frames, in bytes.
         max_source_bytes (`int`, *optional*, defaults to 64 GiB):
             Size of the file, in bytes.
@@ -89,7 +89,7 @@ class DecodeLimits:
     max_pixels: int | None = 8192 * 4320
     max_duration: float | None = 24 * 3600.0
     max_frames: int | None = 100_000
-    max_output_bytes: int | None = 4 * 2**30
+    max_output_bytes: int | None = 2 * 2**30
     max_source_bytes: int | None = 64 * 2**30
     max_url_bytes: int | None = 2 * 2**30
     max_seconds: float | None = 600.0
