@@ -151,6 +151,14 @@ def test_the_stages_are_as_released(monkeypatch):
         assert script.model == args.distillation_head == runs[stage - 1][1].output_dir == f"runs/stage{stage - 1}"
 
 
+def test_a_teacher_of_pictures_is_set_on_the_command_line(monkeypatch):
+    given = ["--config", EXAMPLES / "recipes" / "stage2.yaml", "--data", "data.json", "--bf16", "false", "--use_cpu"]
+    _, args = parse(monkeypatch, *given, "--picture_teacher", "clip", "--picture_distillation_head", "runs/stage1")
+    assert (args.picture_teacher, args.picture_distillation_head) == ("clip", "runs/stage1")
+    _, args = parse(monkeypatch, *given, "--picture_teacher", "", "--picture_distillation_head", "")
+    assert args.picture_teacher is args.picture_distillation_head is None
+
+
 @pytest.mark.parametrize(
     ("options", "rows"),
     [([], 5), (["--first_half", "true"], 3), (["--max_samples", "2"], 2), (["--max_samples", "9"], 5)],

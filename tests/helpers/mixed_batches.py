@@ -12,8 +12,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from helpers.training import collate, distilling_model, make_examples
+from helpers.training import collate, distilling_model, make_examples, tiny_teacher
 from video_panda_hf import VideoPandaVisionModel
+from video_panda_hf.training import VideoPandaDistillationHead, VideoPandaTeacher, attach_distillation_head
+from video_panda_hf.training.distillation import of_videos, videos_by_teacher
 from video_panda_hf.training.parts import keep_in_step
 
 
@@ -25,15 +27,15 @@ KINDS = [VIDEOS, PICTURES, TEXT, VIDEOS + PICTURES, VIDEOS + TEXT, PICTURES + TE
 def main(strategy: str) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     distils = strategy != "zero3"
-    whole, teacher = new_model(distils)
+    whole, teachers = new_model(distils)
     model, backward, gradients = STRATEGIES[strategy](new_model(distils)[0])
     examples, draw = make_examples(), random.Random(0)
     for number in range(MIXES):
         parts = [collate([examples[i] for i in draw.choices(draw.choice(KINDS), k=2)]) for _ in range(2)]
         whole.zero_grad()
         model.zero_grad()
-        (sum(loss_of(whole, teacher, part) for part in parts) / 2).backward()
-        backward(loss_of(model, teacher, parts[dist.get_rank()]))
+        (sum(loss_of(whole, teachers, part) for part in parts) / 2).backward()
+        backward(loss_of(model, teachers, parts[dist.get_rank()]))
         for name, gradient in gradients():
             expected = whole.get_parameter(name).grad
             expected = torch.zeros_like(gradient) if expected is None else expected
@@ -42,24 +44,30 @@ def main(strategy: str) -> None:
 
 
 def new_model(distils: bool):
-    """In training, without dropout: batch norm sees the videos of a process."""
+    """In training, without dropout: batch norm sees the videos of a process. With a teacher for videos and another one
+    for pictures."""
     model, teacher = distilling_model(checkpointing=True)
+    picture_teacher = tiny_teacher("clip", 8, 2, hidden_size=24)
+    picture_teacher = VideoPandaTeacher(picture_teacher, model.config.vision_config, (0.5,) * 3, (0.5,) * 3)
+    attach_distillation_head(model, VideoPandaDistillationHead(32, 24, num_layers=2), "picture_distillation_head")
     for module in model.train().modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     if not distils:
-        del model.distillation_head
-    return model, teacher if distils else None
+        del model.distillation_head, model.picture_distillation_head
+    return model, {"": teacher, "picture_": picture_teacher} if distils else None
 
 
-def loss_of(model, teacher, batch: dict) -> torch.Tensor:
-    if teacher is None:
+def loss_of(model, teachers, batch: dict) -> torch.Tensor:
+    if teachers is None:
         return model(**batch).loss
-    features, grids = torch.zeros(0, teacher.hidden_size), torch.zeros(0, 3, dtype=torch.long)
-    if "pixel_values_videos" in batch:
-        grids = teacher.grids(batch["video_grid_thw"])
-        features = teacher(batch["pixel_values_videos"], batch["video_grid_thw"])
-    outputs = model(**batch, teacher_features=features, teacher_grid_thw=grids, num_frames_in_batch=8)
+    grids, inputs = batch.get("video_grid_thw", torch.zeros(0, 3, dtype=torch.long)), {"num_frames_in_batch": 8}
+    for kind, chosen in videos_by_teacher(grids, has_picture_teacher=True).items():
+        features = torch.zeros(0, teachers[kind].hidden_size)
+        if chosen.any():
+            features = teachers[kind](of_videos(batch["pixel_values_videos"], grids, chosen), grids[chosen])
+        inputs |= {f"{kind}teacher_features": features, f"{kind}teacher_grid_thw": teachers[kind].grids(grids[chosen])}
+    outputs = model(**batch, **inputs)
     return outputs.loss + outputs.distillation_loss
 
 

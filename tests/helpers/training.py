@@ -3,6 +3,7 @@
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
+    CLIPImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
     Dinov2Config,
@@ -25,14 +26,21 @@ from video_panda_hf.training.distillation import (
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
 
 
-def tiny_teacher(kind: str, image_size: int = 32, patch_size: int = 4) -> torch.nn.Module:
+def tiny_teacher(kind: str, image_size: int = 32, patch_size: int = 4, **sizes) -> torch.nn.Module:
     torch.manual_seed(0)
-    config = {"image_size": image_size, "patch_size": patch_size, **SIZES}
+    config = {"image_size": image_size, "patch_size": patch_size, **SIZES, **sizes}
     if kind == "clip":
         return CLIPVisionModel(CLIPVisionConfig(**config))
     if kind == "siglip":
         return SiglipVisionModel(SiglipVisionConfig(**config))
     return Dinov2Model(Dinov2Config(**config))
+
+
+def save_teacher(folder, **sizes) -> str:
+    """A made-up CLIP: pictures of 8 × 8 pixels, patches of 2 × 2, as the tiny model's canvas halved."""
+    tiny_teacher("clip", image_size=8, patch_size=2, **sizes).save_pretrained(folder)
+    CLIPImageProcessor().save_pretrained(folder)
+    return str(folder)
 
 
 VISION = VideoPandaVisionConfig(hidden_size=24, num_attention_heads=4, patch_size=4, image_size=64)

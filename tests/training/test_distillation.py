@@ -17,7 +17,16 @@ from transformers import (
 from helpers.reference_checkpoint import reference_llm, reference_tensors, write_reference
 from helpers.tiny_models import tiny_batch, tiny_model
 from helpers.tiny_tokenizers import chatml_tokenizer
-from helpers.training import SIZES, VISION, distilling_model, tiny_teacher
+from helpers.training import (
+    SIZES,
+    VISION,
+    collate,
+    distilling_model,
+    make_examples,
+    make_trainer,
+    save_teacher,
+    tiny_teacher,
+)
 from video_panda_hf import VideoPandaForConditionalGeneration, VideoPandaProcessor, VideoPandaVisionConfig
 from video_panda_hf.conversion import ConversionError, convert_checkpoint
 from video_panda_hf.training.distillation import (
@@ -100,7 +109,15 @@ def test_the_converter_does_not_keep_half_a_head(golden, tmp_path, key, message)
         convert_checkpoint(source, tmp_path / "target", keep_distillation_head=True, quiet=True)
 
 
-def textbook_loss(parameters, hidden, teacher, frames, num_heads=8):
+def cosine(student, teacher):
+    return 1 - (student * teacher).sum(-1) / (student.norm(dim=-1) * teacher.norm(dim=-1))
+
+
+def mean_square(student, teacher):
+    return ((student - teacher) ** 2).sum(-1) / student.shape[-1]
+
+
+def textbook_loss(parameters, hidden, teacher, frames, distance=cosine, num_heads=8):
     """Eq. 19 word by word: `hidden` [layer L, L-4, …], loops over heads and frames."""
     mapped = [
         layer_norm(
@@ -119,7 +136,7 @@ def textbook_loss(parameters, hidden, teacher, frames, num_heads=8):
     student = student + torch.cat(heads, -1) @ parameters["output_layer.weight"].T + parameters["output_layer.bias"]
     losses = []
     for s, t in zip(student.split(frames), teacher.split(frames), strict=True):
-        losses.append(1 - ((s * t).sum(-1) / (s.norm(dim=-1) * t.norm(dim=-1))).mean())
+        losses.append(distance(s, t).mean())
     return torch.stack(losses).mean()
 
 
@@ -306,6 +323,73 @@ def test_text_without_videos_has_no_distance_but_a_gradient():
     outputs.distillation_loss.backward()
     assert outputs.distillation_loss == 0
     assert all(parameter.grad is not None for parameter in model.distillation_head.parameters())
+
+
+VIDEO_AND_PICTURES = [(1, 8, 8), (4, 8, 4), (1, 4, 8)]
+
+
+@pytest.fixture(scope="module")
+def two_teachers(tmp_path_factory):
+    """A trainer in float64 with a teacher of 16 channels, and one of 24 for pictures."""
+    folder = tmp_path_factory.mktemp("two_teachers")
+    teachers = {
+        "distillation_teacher": save_teacher(folder / "videos"),
+        "picture_teacher": save_teacher(folder / "pictures", hidden_size=24),
+    }
+    trainer = make_trainer(folder, tiny_model(), **teachers)
+    for module in (trainer.model.eval(), trainer.teacher.model, trainer.picture_teacher.model):
+        module.double()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("grids", "distance"),
+    [
+        (VIDEO_AND_PICTURES, "cosine"),
+        (VIDEO_AND_PICTURES, "mse"),
+        (VIDEO_AND_PICTURES[::2], "cosine"),
+        (VIDEO_AND_PICTURES[1:2], "cosine"),
+        ([None], "cosine"),
+    ],
+    ids=["mixed", "mixed-mse", "pictures", "video", "text"],
+)
+def test_pictures_have_their_own_teacher_and_head_in_float64(two_teachers, grids, distance):
+    """Each frame counts alike; a head that no frame of the batch needs gets gradients of zero."""
+    trainer, model = two_teachers, two_teachers.model
+    heads = {False: model.distillation_head, True: model.picture_distillation_head}
+    batch = collate(make_examples(grids))
+    if "pixel_values_videos" in batch:
+        batch["pixel_values_videos"] = batch["pixel_values_videos"].double()
+    for head in heads.values():
+        head.distance = distance
+    trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
+    loss = model(**batch, **trainer.distillation_inputs(batch)).distillation_loss
+
+    hidden, expected, first = model(**batch, output_hidden_states=True).hidden_states, 0, 0
+    for row, grid in enumerate(grids):
+        if grid is None:
+            continue
+        frames, rows, columns = grid
+        patches = slice(first, first := first + frames * rows * columns)
+        teacher = trainer.picture_teacher if frames == 1 else trainer.teacher
+        features = teacher(batch["pixel_values_videos"][patches], torch.tensor([grid]))
+        tokens = [layer[row, 1 : 1 + frames * (1 + rows // 2 * (columns // 2 + 1))] for layer in hidden]
+        tokens = [layer.unflatten(0, (frames, -1))[:, 1:].unflatten(1, (rows // 2, -1))[:, :, :-1] for layer in tokens]
+        students = [tokens[layer].flatten(0, 2) for layer in (2, 0)]
+        sizes, measure = [rows * columns // 4] * frames, {"cosine": cosine, "mse": mean_square}[distance]
+        parameters = dict(heads[frames == 1].named_parameters())
+        expected = expected + frames * textbook_loss(parameters, students, features, sizes, measure)
+    expected = expected / max(1, sum(grid[0] for grid in grids if grid)) + 0 * hidden[-1].sum()
+    torch.testing.assert_close(loss, expected, atol=1e-12, rtol=1e-9)
+    assert (loss > 0) == (grids != [None])
+
+    parameters = dict(model.named_parameters())
+    found, textbook = (torch.autograd.grad(v, parameters.values(), allow_unused=True) for v in (loss, expected))
+    for (name, parameter), got, wanted in zip(parameters.items(), found, textbook, strict=True):
+        assert got is not None or "distillation_head" not in name, name
+        zero = torch.zeros_like(parameter)
+        got, wanted = (zero if gradient is None else gradient for gradient in (got, wanted))
+        torch.testing.assert_close(got, wanted, atol=1e-11, rtol=1e-8, msg=name)
 
 
 def test_head_is_not_saved_with_the_model(tmp_path):

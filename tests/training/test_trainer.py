@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPImageProcessor, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from helpers.deprecations import nothing_deprecated
 from helpers.tiny_models import checkpoint_activations, tiny_model
-from helpers.training import collate, make_examples, make_trainer, tiny_teacher
+from helpers.training import collate, make_examples, make_trainer, save_teacher
 from video_panda_hf.training import (
     LANGUAGE_MODEL_LINEARS,
     STAB_AND_PROJECTOR,
@@ -22,11 +22,13 @@ from video_panda_hf.training.trainer import GroupedDataset, estimate_length, kee
 
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory) -> str:
-    """A made-up CLIP: pictures of 8 × 8 pixels, patches of 2 × 2, as the tiny model's canvas halved."""
-    folder = tmp_path_factory.mktemp("teacher")
-    tiny_teacher("clip", image_size=8, patch_size=2).save_pretrained(folder)
-    CLIPImageProcessor().save_pretrained(folder)
-    return str(folder)
+    return save_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="session")
+def picture_teacher_folder(tmp_path_factory) -> str:
+    """One that is wider, so that its head is no head of the other."""
+    return save_teacher(tmp_path_factory.mktemp("picture_teacher"), hidden_size=24)
 
 
 def changed_parts(before: dict, model) -> set[str]:
@@ -122,7 +124,7 @@ def test_a_model_that_is_kept_in_step_generates_the_same(beams):
     assert torch.equal(model.generate(**prompt, **options), expected)
 
 
-def test_each_part_has_its_learning_rate(tmp_path, teacher_folder):
+def test_each_part_has_its_learning_rate(tmp_path, teacher_folder, picture_teacher_folder):
     trainer = make_trainer(
         tmp_path,
         learning_rate=1.0,
@@ -130,6 +132,7 @@ def test_each_part_has_its_learning_rate(tmp_path, teacher_folder):
         distillation_learning_rate=3.0,
         weight_decay=0.1,
         distillation_teacher=teacher_folder,
+        picture_teacher=picture_teacher_folder,
     )
     groups = trainer.create_optimizer().param_groups
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
@@ -140,6 +143,8 @@ def test_each_part_has_its_learning_rate(tmp_path, teacher_folder):
     assert {name: rates[id(parameter)] for name, parameter in named.items()} == {
         n: expected[part_of(n)] for n in named
     }
+    heads = {name.split(".")[0] for name in named if part_of(name) == "distillation"}
+    assert heads == {"distillation_head", "picture_distillation_head"}
     plain = make_trainer(tmp_path, trainer_class=Trainer, weight_decay=0.1).get_decay_parameter_names(tiny_model())
     assert {n for n, p in named.items() if decays[id(p)] and "distillation" not in n} == set(plain)
 
@@ -330,6 +335,28 @@ def test_a_checkpoint_holds_the_head_beside_the_model_and_no_teacher(tmp_path, t
         assert torch.equal(value, head[name])
 
 
+def test_the_head_of_pictures_is_saved_and_loaded_beside_the_other(tmp_path, teacher_folder, picture_teacher_folder):
+    teachers = {"distillation_teacher": teacher_folder, "picture_teacher": picture_teacher_folder}
+    options = {**teachers, "save_strategy": "steps", "save_steps": 1}
+    trainer = make_trainer(tmp_path, **options)
+    trainer.train()
+    files = {name: f"{name}.safetensors" for name in ("distillation_head", "picture_distillation_head")}
+    heads = {name: trainer.model.get_submodule(name).state_dict() for name in files}
+    checkpoint = tmp_path / "checkpoint-2"
+    assert set(load_file(checkpoint / "model.safetensors")) == set(tiny_model().state_dict())
+    # A run that goes on takes the last step anew, the next stage starts from its end.
+    resumed = make_trainer(tmp_path / "resumed", **options)
+    resumed.train(str(tmp_path / "checkpoint-1"))
+    following = make_trainer(tmp_path, **teachers, **dict.fromkeys(files, str(checkpoint)))
+    for name, head in heads.items():
+        saved, before = load_file(checkpoint / files[name]), load_file(tmp_path / "checkpoint-1" / files[name])
+        assert any(not torch.equal(before[key], value) for key, value in head.items())
+        for key, value in head.items():
+            assert torch.equal(saved[key], value), key
+            assert torch.equal(following.model.get_submodule(name).state_dict()[key], value), key
+            torch.testing.assert_close(resumed.model.get_submodule(name).state_dict()[key], value, msg=key)
+
+
 def test_the_best_checkpoint_comes_back_with_its_head(tmp_path, teacher_folder):
     options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     trainer = make_trainer(
@@ -444,6 +471,10 @@ def test_arguments_that_make_no_sense_are_errors(tmp_path):
         make_trainer(tmp_path, label_smoothing_factor=0.1)
     with pytest.raises(ValueError, match="distillation_teacher"):
         VideoPandaTrainingArguments(str(tmp_path), distillation_head="somewhere")
+    with pytest.raises(ValueError, match="`picture_teacher` is of no use without a `distillation_teacher`"):
+        VideoPandaTrainingArguments(str(tmp_path), picture_teacher="somewhere")
+    with pytest.raises(ValueError, match="`picture_distillation_head` is of no use without a `picture_teacher`"):
+        VideoPandaTrainingArguments(str(tmp_path), distillation_teacher="one", picture_distillation_head="somewhere")
     with pytest.raises(ValueError, match="`distillation_distance` is one of cosine, mse, not 'l1'"):
         VideoPandaTrainingArguments(str(tmp_path), distillation_distance="l1")
 

@@ -10,6 +10,14 @@ from .distillation import check_distance
 # transformers 5.16 has only the old name, `gradient_checkpointing`. Later releases deprecate that name.
 HAS_ACTIVATION_CHECKPOINTING = hasattr(Seq2SeqTrainingArguments, "activation_checkpointing")
 
+# The settings of distillation that name a file or model, and what each is of no use without.
+NEEDS = {
+    "distillation_teacher": None,
+    "distillation_head": "distillation_teacher",
+    "picture_teacher": "distillation_teacher",
+    "picture_distillation_head": "picture_teacher",
+}
+
 
 @dataclass
 class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
@@ -20,7 +28,7 @@ class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
     `messages`. `dispatch_batches` of `accelerator_config` is `False`, because packed pixels cannot be sliced by rows.
 
     The parts of a model are vision (STAB and projector), language (the LLM and its LM head) and, with a teacher, the
-    distillation head.
+    distillation heads.
 
     Args:
         vision_learning_rate (`float`, *optional*):
@@ -28,7 +36,7 @@ class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
         language_learning_rate (`float`, *optional*):
             Learning rate of the LLM or of its adapters. Defaults to `learning_rate`.
         distillation_learning_rate (`float`, *optional*):
-            Learning rate of the distillation head. Defaults to `learning_rate`.
+            Learning rate of the distillation heads. Defaults to `learning_rate`.
         train_vision (`bool`, *optional*, defaults to `True`):
             Whether to train STAB. `False` also freezes the statistics of its batch norm and turns off its dropout.
         train_projector (`bool`, *optional*, defaults to `True`):
@@ -45,6 +53,12 @@ class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
         distillation_head (`str`, *optional*):
             `distillation_head.safetensors`, or a folder that contains it (the output of an earlier stage, or a
             converted checkpoint), to start from. Defaults to a new head, as does "".
+        picture_teacher (`str`, *optional*):
+            Folder or Hub id of another teacher, for pictures and other videos of one frame, with a head of its own.
+            Defaults to `distillation_teacher` for all videos, as does "".
+        picture_distillation_head (`str`, *optional*):
+            `picture_distillation_head.safetensors`, or a folder that contains it, to start from. Defaults to a new
+            head, as does "".
         remove_unused_columns (`bool`, *optional*, defaults to `False`):
             Whether to drop columns that the model's forward does not take, before the collator sees them.
         activation_checkpointing (`bool`, *optional*, defaults to `False`):
@@ -64,7 +78,7 @@ class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
             The folder of its videos. Defaults to the folder of the file.
 
     Raises:
-        ValueError: If `distillation_head` is set without `distillation_teacher`, for another
+        ValueError: If a head or `picture_teacher` is set without the teacher that it needs, for another
             `distillation_distance`, or if nothing is trained.
     """
 
@@ -75,7 +89,7 @@ class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
         default=None, metadata={"help": "Learning rate of the LLM or of its adapters. Default: learning_rate."}
     )
     distillation_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the distillation head. Default: learning_rate."}
+        default=None, metadata={"help": "Learning rate of the distillation heads. Default: learning_rate."}
     )
     train_vision: bool = field(
         default=True,
@@ -103,6 +117,14 @@ class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
             "checkpoint), to start from. Default: a new head."
         },
     )
+    picture_teacher: str | None = field(
+        default=None,
+        metadata={"help": "Another teacher, for pictures, with a head of its own. Default: the one teacher for all."},
+    )
+    picture_distillation_head: str | None = field(
+        default=None,
+        metadata={"help": "picture_distillation_head.safetensors, or a folder that has one. Default: a new head."},
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Drop what the model's forward does not take before the collator sees it."}
     )
@@ -126,14 +148,10 @@ class VideoPandaTrainingArguments(Seq2SeqTrainingArguments):
         super().__post_init__()
         if self.accelerator_config.dispatch_batches is None:
             self.accelerator_config.dispatch_batches = False
-        # "" turns off on the command line what a recipe sets.
-        self.distillation_teacher, self.distillation_head = (
-            name or None for name in (self.distillation_teacher, self.distillation_head)
-        )
         check_distance(self.distillation_distance)
-        if self.distillation_head is not None and self.distillation_teacher is None:
-            raise ValueError(
-                "`distillation_head` is of no use without a `distillation_teacher`: give both or neither."
-            )
+        for name, needed in NEEDS.items():
+            setattr(self, name, getattr(self, name) or None)  # "" turns off on the command line what a recipe sets
+            if needed is not None and getattr(self, name) is not None and getattr(self, needed) is None:
+                raise ValueError(f"`{name}` is of no use without a `{needed}`: give both or neither.")
         if not (self.train_vision or self.train_projector or self.train_language):
             raise ValueError("Nothing to train: `train_vision`, `train_projector` and `train_language` are all False.")

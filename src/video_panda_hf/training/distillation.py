@@ -1,7 +1,8 @@
 """Distillation [paper 3.2, eq. 19]: aligns the LLM's hidden states of video patches with a frozen vision model.
 
 `VideoPandaTeacher` encodes the student's frames. `VideoPandaDistillationHead` maps the LLM's hidden states to the
-teacher's space. `distillation_loss` compares the two. `attach_distillation_head` adds the head to a model.
+teacher's space. `distillation_loss` compares the two. `attach_distillation_head` adds the head to a model. Pictures
+may have a teacher and a head of their own.
 """
 
 import functools
@@ -30,6 +31,7 @@ from .languagebind import LanguageBindVideoTower, video_settings
 
 
 HEAD_FILE = "distillation_head.safetensors"  # beside the model's weights
+PICTURES = "picture_"  # before the names of what pictures have of their own
 LAYERS_APART = 4
 DISTANCES = {  # of features (patches, D)
     "cosine": lambda student, teacher: 1 - F.cosine_similarity(student, teacher, dim=-1),
@@ -327,8 +329,8 @@ class VideoPandaDistillationOutput(VideoPandaCausalLMOutputWithPast):
 
 class VideoPandaDistillationMixin:
     """
-    Adds a submodule `distillation_head` and its loss to the forward. DDP, FSDP and autocast thus treat the head like
-    the model. `save_pretrained` leaves the head out.
+    Adds the loss of the submodules `distillation_head` and, with a teacher of pictures, `picture_distillation_head` to
+    the forward. DDP, FSDP and autocast thus treat the heads like the model. `save_pretrained` leaves them out.
     """
 
     @functools.wraps(VideoPandaForConditionalGeneration.forward)  # `Trainer` and `generate` look at the signature
@@ -337,50 +339,76 @@ class VideoPandaDistillationMixin:
         *args,
         teacher_features: torch.Tensor | None = None,
         teacher_grid_thw: torch.LongTensor | None = None,
+        picture_teacher_features: torch.Tensor | None = None,
+        picture_teacher_grid_thw: torch.LongTensor | None = None,
         num_frames_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ):
         if teacher_features is None:
             return super().forward(*args, **kwargs)
         outputs = super().forward(*args, **{**kwargs, "output_hidden_states": True, "return_dict": True})
-        grids, patches = torch.zeros(0, 3, dtype=torch.long), slice(0)
+        grids, positions = torch.zeros(0, 3, dtype=torch.long), torch.zeros(0, dtype=torch.long)
         if kwargs.get("pixel_values_videos") is not None:
             grids = kwargs["video_grid_thw"].cpu()
-            patches = patch_positions(self.config, kwargs["input_ids"], grids)
-        head = self.distillation_head
-        hidden_states = [outputs.hidden_states[layer].flatten(0, 1)[patches] for layer in head.layers]
-        tokens = frame_grids(grids) // self.config.vision_config.spatial_merge_size
-        student, teacher, patches_per_frame = align_grids(
-            head(hidden_states), tokens, teacher_features, frame_grids(teacher_grid_thw)
-        )
-        loss = distillation_loss(
-            student, teacher, patches_per_frame, num_frames_in_batch, self.distillation_head.distance
-        )
+            positions = patch_positions(self.config, kwargs["input_ids"], grids)
+            size = self.config.vision_config.spatial_merge_size
+            grids = grids // torch.tensor([1, size, size])
+        num_frames = grids[:, 0].sum() if num_frames_in_batch is None else num_frames_in_batch
+        targets = {"": (teacher_features, teacher_grid_thw)}
+        targets[PICTURES] = (picture_teacher_features, picture_teacher_grid_thw)
+        loss = 0
+        for kind, chosen in videos_by_teacher(grids, picture_teacher_features is not None).items():
+            # A head without a video still gets gradients, of zero, so that no process waits for another's.
+            head, (features, teacher_grids) = getattr(self, f"{kind}distillation_head"), targets[kind]
+            patches = of_videos(positions, grids, chosen)
+            hidden_states = [outputs.hidden_states[layer].flatten(0, 1)[patches] for layer in head.layers]
+            student, teacher, patches_per_frame = align_grids(
+                head(hidden_states), frame_grids(grids[chosen]), features, frame_grids(teacher_grids)
+            )
+            loss = loss + distillation_loss(student, teacher, patches_per_frame, num_frames, head.distance)
         # The hidden states are large and no longer needed.
         return VideoPandaDistillationOutput(**{**outputs, "hidden_states": None, "distillation_loss": loss})
 
 
-def attach_distillation_head(model: VideoPandaForConditionalGeneration, head: VideoPandaDistillationHead) -> None:
+def attach_distillation_head(
+    model: VideoPandaForConditionalGeneration, head: VideoPandaDistillationHead, name: str = "distillation_head"
+) -> None:
     """
-    Adds a distillation head to a model, as its submodule `distillation_head`.
+    Adds a distillation head to a model, as a submodule.
 
     The model's forward then takes `teacher_features` of shape `(teacher_patches, teacher_hidden_size)`,
     `teacher_grid_thw` of shape `(videos, 3)` on the CPU, and `num_frames_in_batch`. With `teacher_features`, its
     output also has `distillation_loss`.
+
+    A model with a `picture_distillation_head` too may get `picture_teacher_features` and `picture_teacher_grid_thw`
+    beside them. These are then of the videos of one frame, and the first ones of all others.
 
     Args:
         model (`VideoPandaForConditionalGeneration`):
             The model. It is changed in place.
         head (`VideoPandaDistillationHead`):
             The head.
+        name (`str`, *optional*, defaults to `"distillation_head"`):
+            Its name in the model: `"distillation_head"` or `"picture_distillation_head"`.
     """
-    model.distillation_head = head
-    model._keys_to_ignore_on_save.update(f"distillation_head.{name}" for name in head.state_dict())
+    setattr(model, name, head)
+    model._keys_to_ignore_on_save.update(f"{name}.{key}" for key in head.state_dict())
     plain = type(model)
     if not issubclass(plain, VideoPandaDistillationMixin):
         # Keep the class name and module: saved files contain them (`architectures`, PEFT's `auto_mapping`).
         attributes = {"__module__": plain.__module__}
         model.__class__ = type(plain.__name__, (VideoPandaDistillationMixin, plain), attributes)
+
+
+def videos_by_teacher(video_grid_thw: torch.LongTensor, has_picture_teacher: bool) -> dict[str, torch.BoolTensor]:
+    """The prefix of each teacher's names, and which videos it has: one teacher all, of two the second the pictures."""
+    is_picture = video_grid_thw[:, 0] == 1
+    return {"": ~is_picture, PICTURES: is_picture} if has_picture_teacher else {"": torch.ones_like(is_picture)}
+
+
+def of_videos(packed: torch.Tensor, video_grid_thw: torch.LongTensor, chosen: torch.BoolTensor) -> torch.Tensor:
+    """The chosen videos' part of what is packed by the grids. Grids and `chosen` are on the CPU."""
+    return packed if chosen.all() else packed[chosen.repeat_interleave(video_grid_thw.prod(1)).to(packed.device)]
 
 
 def patch_positions(config, input_ids: torch.LongTensor, video_grid_thw: torch.LongTensor) -> torch.LongTensor:
@@ -443,32 +471,32 @@ def frames_by_shape(
         yield (rows, columns), frames, (first[frames][:, None] + torch.arange(rows * columns)).flatten()
 
 
-def load_head(head: VideoPandaDistillationHead, file_or_folder: str) -> None:
+def load_head(head: VideoPandaDistillationHead, file_or_folder: str, kind: str = "") -> None:
     """
-    Loads a head's weights.
+    Loads a head's weights. `kind` is `PICTURES` for the head of pictures.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the head is for another LLM or teacher.
     """
     path = Path(file_or_folder)
-    path = path / HEAD_FILE if path.is_dir() else path
+    path = path / f"{kind}{HEAD_FILE}" if path.is_dir() else path
     try:
         head.load_state_dict(load_file(path))
     except RuntimeError as error:
         raise ValueError(f"{path} is the distillation head of another LLM or teacher: {error}") from error
 
 
-def save_head(head: VideoPandaDistillationHead, folder: Path | None) -> None:
-    """Saves a head's weights in the folder. Under FSDP2 all processes must call this, because gathering the shards is
-    collective; those that pass `None` write nothing."""
+def save_head(head: VideoPandaDistillationHead, folder: Path | None, kind: str = "") -> None:
+    """Saves a head's weights in the folder, `kind` as for `load_head`. Under FSDP2 all processes must call this,
+    because gathering the shards is collective; those that pass `None` write nothing."""
     state = {
         name: value.full_tensor() if hasattr(value, "full_tensor") else value
         for name, value in head.state_dict().items()
     }
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, folder / HEAD_FILE, {"format": "pt"})
+        save_file(state, folder / f"{kind}{HEAD_FILE}", {"format": "pt"})
 
 
 __all__ = ["VideoPandaDistillationHead", "VideoPandaTeacher", "attach_distillation_head", "distillation_loss"]

@@ -14,7 +14,7 @@ LANGUAGE_MODEL_LINEARS = r".*\.language_model\..*_proj"
 # For `modules_to_save` of a PEFT configuration: trained in full, and saved with the adapters.
 STAB_AND_PROJECTOR = ["vision_tower", "multi_modal_projector"]
 
-PART = re.compile(r"(?:^|\.)(vision_tower|multi_modal_projector|distillation_head)\.")
+PART = re.compile(r"(?:^|\.)(?:picture_)?(vision_tower|multi_modal_projector|distillation_head)\.")
 
 
 def freeze_parts(

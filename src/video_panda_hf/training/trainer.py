@@ -21,13 +21,16 @@ from .arguments import VideoPandaTrainingArguments
 from .checkpoints import last_complete_checkpoint
 from .collator import VideoPandaDataCollator
 from .distillation import (
+    PICTURES,
     VideoPandaDistillationHead,
     VideoPandaTeacher,
     attach_distillation_head,
     load_head,
+    of_videos,
     save_head,
+    videos_by_teacher,
 )
-from .parts import base_model, freeze_parts, keep_in_step, part_of
+from .parts import base_model, freeze_parts, keep_in_step, part_of, videos_of
 from .predictions import IGNORED, in_place, most_likely, prompts_and_answers
 from .tasks import figures_of, load_eval_task
 
@@ -51,7 +54,8 @@ class VideoPandaTrainer(Trainer):
     * adds `args.distillation_weight` · distillation loss [eq. 19] to the loss, if `args.distillation_teacher` is set.
       The language model's loss is the mean over all tokens of the batch, the distillation loss the mean over all its
       frames, however the batch is split. The head is trained with the model and saved beside it, as
-      `distillation_head.safetensors`. The teacher is never saved;
+      `distillation_head.safetensors`. The teacher is never saved. With `args.picture_teacher`, videos of one frame
+      have this teacher and a head of their own, `picture_distillation_head.safetensors`;
     * logs `language_loss`, `distillation_loss`, `tokens_per_second` (without padding) and `videos_per_second` over
       all processes. The time of evaluation and saving is left out;
     * computes logits only for positions with a label, because a video has thousands of positions and its answer a few.
@@ -97,10 +101,13 @@ class VideoPandaTrainer(Trainer):
                 f"{self.args.n_gpu} GPUs and one process: packed patches cannot be dealt out to them. Start with "
                 "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
             )
-        self.teacher = None
+        self.teacher = self.picture_teacher = None
         if args.distillation_teacher is not None:
             self.teacher = self.load_teacher()
             self.distillation_head = self.add_distillation_head()
+        if args.picture_teacher is not None:
+            self.picture_teacher = self.load_picture_teacher()
+            self.picture_distillation_head = self.add_distillation_head(PICTURES)
         is_sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
         if args.world_size > 1 or is_sharded or not args.train_language:  # alone, text would have no gradient at all
             keep_in_step(model, sharded=is_sharded)
@@ -111,6 +118,13 @@ class VideoPandaTrainer(Trainer):
 
     def load_teacher(self) -> VideoPandaTeacher:
         """Loads `args.distillation_teacher` in the dtype of mixed precision. Raises `ValueError` for FSDP1, ZeRO-3."""
+        return self.pretrained_teacher(self.args.distillation_teacher)
+
+    def load_picture_teacher(self) -> VideoPandaTeacher:
+        """The same for `args.picture_teacher`."""
+        return self.pretrained_teacher(self.args.picture_teacher)
+
+    def pretrained_teacher(self, name_or_path: str) -> VideoPandaTeacher:
         if self.is_fsdp_enabled and not getattr(self.accelerator, "is_fsdp2", False):
             raise ValueError(
                 "Distillation does not work with FSDP1, which flattens the head's weights together with the model's: "
@@ -126,26 +140,32 @@ class VideoPandaTrainer(Trainer):
             video_processor = self.processing_class.video_processor
             student = {"student_mean": video_processor.image_mean, "student_std": video_processor.image_std}
         return VideoPandaTeacher.from_pretrained(
-            self.args.distillation_teacher,
+            name_or_path,
             base_model(self.model).config.vision_config,
             dtype=torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32,
             **student,
         ).to(self.args.device)
 
-    def add_distillation_head(self) -> VideoPandaDistillationHead:
-        """Attaches a head to the model: new, or loaded from `args.distillation_head`."""
+    def add_distillation_head(self, kind: str = "") -> VideoPandaDistillationHead:
+        """Attaches a head to the model: new, or loaded from `args.distillation_head`. `kind`: see `teachers`."""
         model = base_model(self.model)
         text_config = model.config.text_config
         head = VideoPandaDistillationHead(
             text_config.hidden_size,
-            self.teacher.hidden_size,
+            self.teachers[kind].hidden_size,
             text_config.num_hidden_layers,
             distance=self.args.distillation_distance,
         )
-        if self.args.distillation_head is not None:
-            load_head(head, self.args.distillation_head)
-        attach_distillation_head(model, head.to(model.device, model.dtype))
+        if (source := getattr(self.args, f"{kind}distillation_head")) is not None:
+            load_head(head, source, kind)
+        attach_distillation_head(model, head.to(model.device, model.dtype), f"{kind}distillation_head")
         return head
+
+    @property
+    def teachers(self) -> dict[str, VideoPandaTeacher]:
+        """The teachers by the prefix of their names: `""`, and `"picture_"`, if there is one for pictures."""
+        teachers = {"": self.teacher, PICTURES: self.picture_teacher}
+        return {kind: teacher for kind, teacher in teachers.items() if teacher is not None}
 
     def get_batch_samples(self, *positional, **keywords):
         """`Trainer`'s micro-batches of the next step and their number of tokens. Also counts their frames."""
@@ -183,17 +203,15 @@ class VideoPandaTrainer(Trainer):
 
     def distillation_inputs(self, inputs: dict) -> dict:
         """The additional inputs of a model with a distillation head."""
-        if inputs.get("pixel_values_videos") is None:
-            grids = torch.zeros(0, 3, dtype=torch.long)
-            features = torch.zeros(0, self.teacher.hidden_size, device=self.args.device)
-        else:
-            grids = self.teacher.grids(inputs["video_grid_thw"].cpu())
-            features = self.teacher(inputs["pixel_values_videos"], inputs["video_grid_thw"])
-        return {
-            "teacher_features": features,
-            "teacher_grid_thw": grids,
-            "num_frames_in_batch": self.num_frames_in_batch,
-        }
+        (pixels, grids), further = videos_of(inputs), {"num_frames_in_batch": self.num_frames_in_batch}
+        grids = torch.zeros(0, 3, dtype=torch.long) if pixels is None else grids.cpu()
+        for kind, chosen in videos_by_teacher(grids, self.picture_teacher is not None).items():
+            teacher = self.teachers[kind]
+            features = torch.zeros(0, teacher.hidden_size, device=self.args.device)
+            if chosen.any():
+                features = teacher(of_videos(pixels, grids, chosen), grids[chosen])
+            further |= {f"{kind}teacher_features": features, f"{kind}teacher_grid_thw": teacher.grids(grids[chosen])}
+        return further
 
     # Evaluation
 
@@ -371,7 +389,7 @@ class VideoPandaTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional, **keywords):
         """
-        `Trainer`'s training. Resuming also restores the distillation head.
+        `Trainer`'s training. Resuming also restores the distillation heads.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
@@ -393,18 +411,19 @@ class VideoPandaTrainer(Trainer):
         return output
 
     def load_head_of(self, checkpoint: str | bool | None) -> None:
-        """Loads the distillation head from a checkpoint's folder, if there is a teacher."""
-        # FSDP and DeepSpeed checkpoints hold the head among the model's weights.
+        """Loads the distillation heads from a checkpoint's folder, if there is a teacher."""
+        # FSDP and DeepSpeed checkpoints hold the heads among the model's weights.
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if self.teacher is not None and not sharded and isinstance(checkpoint, (str, os.PathLike)):
-            load_head(self.distillation_head, checkpoint)
+        if not sharded and isinstance(checkpoint, (str, os.PathLike)):
+            for kind in self.teachers:
+                load_head(getattr(self, f"{kind}distillation_head"), checkpoint, kind)
 
     def save_model(self, output_dir: str | None = None, *positional, **keywords) -> None:
-        """`Trainer`'s saving. The distillation head gets its own file."""
+        """`Trainer`'s saving. Each distillation head gets its own file."""
         self.stop_clock()
         folder = Path(output_dir or self.args.output_dir)
-        if self.teacher is not None:  # first, because `save_model` may push the folder
-            save_head(self.distillation_head, folder if self.args.should_save else None)
+        for kind in self.teachers:  # first, because `save_model` may push the folder
+            save_head(getattr(self, f"{kind}distillation_head"), folder if self.args.should_save else None, kind)
         super().save_model(output_dir, *positional, **keywords)
         if self.args.push_to_hub and self.args.should_save and folder != Path(self.args.output_dir):
             # `Trainer` copies a checkpoint's weights and configuration to the output folder and pushes that. The
