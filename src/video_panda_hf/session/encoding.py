@@ -59,10 +59,11 @@ def encode_videos(model, processor, conversation, **settings) -> dict:
         processor = copy.copy(processor)
         processor.video_processor = video_processor = in_pieces(processor.video_processor, closing)
         inputs = processor.apply_chat_template(conversation, tokenize=True, return_dict=True, **settings)
-        grids = inputs.pop("video_grid_thw", None)
+        grids = inputs.pop("video_grid_thw")
+        inputs.pop("pixel_values_videos", None)  # there are some, 0 rows, where there are no videos
         model.check_length(inputs["input_ids"], inputs.get("attention_mask"), grids)
         inputs = dict(inputs.to(model.device))
-        if grids is None:
+        if not len(grids):
             return inputs
         videos, features = video_processor.chosen, []
         frames = sum(len(video) for video in videos)
