@@ -96,5 +96,5 @@ def kept_tokens(frames: int, height: int, width: int, config, rows: str) -> torc
         stays = torch.rand(frames, height) < torch.randint(3, ()) / 2
     else:
         stays = torch.full((frames, height), rows == "all")
-    stays = stays.repeat_interleave(width + config.use_row_tokens, 1)
+    stays = stays.repeat_interleave(width + 1, 1)
     return torch.cat([torch.ones(frames, 1, dtype=torch.bool), stays], 1).flatten()

@@ -580,6 +580,7 @@ def test_the_command_converts(tmp_path, capsys):
     assert (target / "model.safetensors.index.json").exists()
 
 
+@pytest.mark.slow
 def test_the_command_pushes_and_keeps_the_folder_if_the_hub_refuses(tmp_path):
     write_reference(tmp_path / "source")
     script = """if True:

@@ -223,6 +223,7 @@ def test_data_loader_workers_have_workers_of_their_own(clip, workers):
     assert len(workers) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in Linux's /proc")
 @pytest.mark.parametrize("ends", ["by itself", "by a kill"])
 def test_no_worker_outlives_a_script(ends, clip):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="workers need Linux or macOS")
 def test_edited_structures_give_frames_or_the_documented_error():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -91,6 +91,7 @@ def test_a_judge_behind_an_endpoint_with_an_estimate_and_a_price(folder, monkeyp
     assert "a sample: 4 questions" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_local_judge_is_loaded_from_its_folder(folder, capsys):
     tokenizer = chatml_tokenizer()
     model = AutoModelForCausalLM.from_config(tiny_config().text_config)

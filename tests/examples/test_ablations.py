@@ -355,6 +355,7 @@ def test_a_session_gives_the_answer_of_the_whole_prompt(checkpoint, name):
         processor(text="<video>", videos=video, do_sample_frames=False)
 
 
+@pytest.mark.slow
 def test_video_panda_knows_the_variants_when_started_by_their_module(forks, checkpoint, data, tmp_path):
     for part in load_variant("without_row", str(checkpoint)):
         part.save_pretrained(tmp_path / "model")

@@ -353,6 +353,7 @@ class TestLoading:
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(prompt).logits, model(prompt).logits, atol=1e-5, rtol=0)
 
+    @pytest.mark.slow
     @needs_newer_torch
     @torch.no_grad()
     def test_compiled_it_computes_the_same(self):
