@@ -8,8 +8,6 @@ folder; to go on with a run that was stopped, repeat the command. The times are 
 pass with STAB, as a share of the one with all rows in the same run.
 """
 
-import argparse
-import json
 import sys
 import time
 from functools import partial
@@ -18,61 +16,39 @@ from pathlib import Path
 import numpy as np
 import torch
 from rows import ROWS, RowDropoutTrainer, fewer_rows
-from transformers import set_seed
 
-from video_panda_hf import VideoPandaForConditionalGeneration, VideoPandaVisionConfig
-from video_panda_hf.evaluation.lines import LineWriter, read_lines
-from video_panda_hf.training import VideoPandaTrainer, VideoPandaTrainingArguments
+from video_panda_hf.training import VideoPandaTrainer
 
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "moving_shapes"))
 from quick import share_right, tensors
-from teachers import VISION, Scale, about_time, prepared, settings_of
+from teachers import Scale, about_time, compare, lines_of_runs, prepared, trained_student
 
 
 REPEATS = 15
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("runs/fewer-tokens"))
-    parser.add_argument("--seeds", type=int, default=1)
-    for name, value in vars(Scale()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
-    args = parser.parse_args()
-    scale = Scale(**{name: getattr(args, name) for name in vars(Scale())})
-    result = run(args.output, scale, range(args.seeds))
-    print(table(result))
-    if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    compare(__doc__, Path("runs/fewer-tokens"), 1, run, table)
 
 
 def run(output: Path, scale: Scale, seeds) -> dict:
     training, held_out = prepared(output, scale)
-    file = output / "models.jsonl"
-    with LineWriter(file) as writer:
-        done = {(line["row_dropout"], line["seed"]) for line in read_lines(file)}
-        for seed in seeds:
-            for dropout in (False, True):
-                if (dropout, seed) not in done:
-                    line = trained(output, dropout, training, held_out, seed, scale)
-                    writer.write({"row_dropout": dropout, "seed": seed, **line})
-    return {"scale": vars(scale), "models": read_lines(file)}
+    models = lines_of_runs(
+        output / "models.jsonl",
+        "row_dropout",
+        [False, True],
+        seeds,
+        lambda dropout, seed: trained(output, dropout, training, held_out, seed, scale),
+    )
+    return {"scale": vars(scale), "models": models}
 
 
 def trained(output: Path, dropout: bool, training: list[dict], held_out: list[dict], seed: int, scale: Scale) -> dict:
     """Shares of right answers about held-out clips, tokens of a prompt and seconds, for each number of rows."""
-    set_seed(seed)
-    model = VideoPandaForConditionalGeneration.from_text_pretrained(
-        str(output / "language"), VideoPandaVisionConfig(**VISION), dtype="float32"
-    )
-    arguments = VideoPandaTrainingArguments(**settings_of(scale.student_steps, 32, output / "trainer", seed))
     trainer_class = RowDropoutTrainer if dropout else VideoPandaTrainer
-    trainer = trainer_class(model, arguments, train_dataset=training, data_collator=tensors)
-    start = time.process_time()
-    trainer.train()
-    found = {"seconds": round(time.process_time() - start, 1), "rows": {}}
+    model, seconds = trained_student(output, training, seed, scale, trainer_class)
+    found = {"seconds": seconds, "rows": {}}
     for rows in ROWS:
         right = share_right(model, held_out, partial(fewer_rows, model, rows=rows))
         found["rows"][rows] = {"right": right, **cost(model, held_out[:32], rows)}

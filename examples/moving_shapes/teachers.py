@@ -14,8 +14,10 @@ repeat the command. Much smaller than train.py: pictures of 32 pixels, no stages
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,9 +76,14 @@ class Scale:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("runs/teachers"))
-    parser.add_argument("--seeds", type=int, default=3)
+    compare(__doc__, Path("runs/teachers"), 3, run, table)
+
+
+def compare(description: str, output: Path, seeds: int, run: Callable, table: Callable) -> None:
+    """The command line of a comparison: `run` makes the result, `table` writes it. `output`, `seeds`: the defaults."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=output)
+    parser.add_argument("--seeds", type=int, default=seeds)
     for name, value in vars(Scale()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to FILE")
@@ -95,16 +102,26 @@ def run(output: Path, scale: Scale, seeds) -> dict:
         if not (output / name / "right.json").exists():
             train_teacher(output / name, name, training, held_out, scale.teacher_steps)
 
-    file = output / "students.jsonl"
-    with LineWriter(file) as writer:
-        done = {(line["teacher"], line["seed"]) for line in read_lines(file)}
-        for seed in seeds:
-            for name in TEACHERS:
-                if (name, seed) not in done:
-                    line = train_student(output, name, training, held_out, seed, scale)
-                    writer.write({"teacher": name, "seed": seed, **line})
+    students = lines_of_runs(
+        output / "students.jsonl",
+        "teacher",
+        TEACHERS,
+        seeds,
+        lambda name, seed: train_student(output, name, training, held_out, seed, scale),
+    )
     teachers = {name: json.loads((output / name / "right.json").read_text()) for name in TEACHERS[1:]}
-    return {"scale": vars(scale), "teachers": teachers, "students": read_lines(file)}
+    return {"scale": vars(scale), "teachers": teachers, "students": students}
+
+
+def lines_of_runs(file: Path, key: str, kinds: list, seeds, train: Callable[[Any, int], dict]) -> list[dict]:
+    """A line for each kind and seed, which stands under `key` and `seed`. Trains those that the file does not have."""
+    with LineWriter(file) as writer:
+        done = {(line[key], line["seed"]) for line in read_lines(file)}
+        for seed in seeds:
+            for kind in kinds:
+                if (kind, seed) not in done:
+                    writer.write({key: kind, "seed": seed, **train(kind, seed)})
+    return read_lines(file)
 
 
 def prepared(output: Path, scale: Scale) -> tuple[list[dict], list[dict]]:
@@ -263,22 +280,24 @@ def questions_of(known: list[str], clips: list[Clip]):
 
 def train_student(output: Path, teacher: str, training, held_out, seed: int, scale: Scale) -> dict:
     """The shares of right answers about held-out clips, and the processor's seconds of the training."""
+    distillation = {} if teacher == "none" else {"distillation_teacher": str(output / teacher)}
+    model, seconds = trained_student(output, training, seed, scale, VideoPandaTrainer, **distillation)
+    return {"seconds": seconds, "right": share_right(model, held_out)}
+
+
+def trained_student(output: Path, training, seed: int, scale: Scale, trainer_class, **options) -> tuple[Any, float]:
+    """A model around the language model, trained, and the training's processor seconds. `options`: its arguments."""
     set_seed(seed)
     model = VideoPandaForConditionalGeneration.from_text_pretrained(
         str(output / "language"), VideoPandaVisionConfig(**VISION), dtype="float32"
     )
-    distillation = {} if teacher == "none" else {"distillation_teacher": str(output / teacher)}
-    options = settings_of(scale.student_steps, 32, output / "trainer", seed)
-    trainer = VideoPandaTrainer(
-        model,
-        VideoPandaTrainingArguments(**options, **distillation),
-        train_dataset=training,
-        data_collator=tensors,
+    arguments = VideoPandaTrainingArguments(
+        **settings_of(scale.student_steps, 32, output / "trainer", seed), **options
     )
+    trainer = trainer_class(model, arguments, train_dataset=training, data_collator=tensors)
     start = time.process_time()
     trainer.train()
-    seconds = time.process_time() - start
-    return {"seconds": round(seconds, 1), "right": share_right(model, held_out)}
+    return model, round(time.process_time() - start, 1)
 
 
 def table(result: dict) -> str:
