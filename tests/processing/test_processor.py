@@ -354,6 +354,15 @@ def test_a_role_that_a_template_of_ours_does_not_know_is_an_error(vicuna, conver
             processor.apply_chat_template(messages)
 
 
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_a_chat_of_text_alone_has_the_keys_of_one_with_videos(chatml, with_mask):
+    options = {"return_assistant_tokens_mask": with_mask, "return_tensors": "pt"}
+    text, video = (inputs_of(chatml, [user("Q", *clips), assistant("Short.")], **options) for clips in ((), (CLIP,)))
+    assert text.keys() == video.keys()
+    for key in ("pixel_values_videos", "video_grid_thw"):
+        assert text[key].shape == (0, video[key].shape[1]) and text[key].dtype == video[key].dtype
+
+
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_the_mask_holds_in_padded_batches(chatml, padding_side):
     batch = [ANSWERED, [user("Q"), assistant("Short.")], [user("Nothing answered", CLIP)]]

@@ -263,13 +263,12 @@ class VideoPandaProcessor(ProcessorMixin):
         if FLATTENED in template:  # an LLM's own template writes the special tokens itself
             processor_kwargs.setdefault("add_special_tokens", False)
         arguments = {"chat_template": template, "tokenize": tokenize, "return_dict": return_dict}
-        if not (tokenize and return_dict and return_assistant_tokens_mask):
-            options = {"processor_kwargs": processor_kwargs, **arguments, **kwargs}
-            inputs = super().apply_chat_template(conversation, **options)
-            return self.with_videos(inputs) if tokenize and return_dict else inputs
-        need_package(answers, "A mask of answers")
         make = partial(super().apply_chat_template, conversation, **arguments, **kwargs)
-        return answers.with_mask(make, conversation, template, self.tokenizer, processor_kwargs, kwargs)
+        if tokenize and return_dict and return_assistant_tokens_mask:
+            need_package(answers, "A mask of answers")
+            make = partial(answers.with_mask, make, conversation, template, self.tokenizer, kwargs=kwargs)
+        inputs = make(processor_kwargs=processor_kwargs)
+        return self.with_videos(inputs) if tokenize and return_dict else inputs
 
     def with_videos(self, inputs: BatchFeature) -> BatchFeature:
         """Adds no patches of no videos to tensors without any: a pipeline joins only inputs with the same keys."""
