@@ -33,7 +33,6 @@ from video_panda_hf.training.parts import freeze_parts
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 GIGABYTE = 1e9
-TRAINED = ("train_vision", "train_projector", "train_language")
 STATE_BYTES = 12  # of a trained weight: gradient and two moments in float32
 FOUR_BIT_BYTES = 0.5 + 4 / 64  # bitsandbytes' nf4: half a byte, and a scale in float32 for 64 weights
 
@@ -166,7 +165,12 @@ def memory(recipe: str, text_config) -> tuple[float, float]:
         if script.lora_rank:
             model = train["add_adapters"](model, script, args)
         else:
-            freeze_parts(model, **{part: getattr(args, part) for part in TRAINED})
+            freeze_parts(
+                model,
+                train_vision=args.train_vision,
+                train_projector=args.train_projector,
+                train_language=args.train_language,
+            )
         teacher = head = None
         if args.distillation_teacher is not None:
             # Its last layer is not loaded. Trained in mixed precision, a teacher is in bfloat16.

@@ -95,7 +95,7 @@ def test_in_evaluation_stab_runs_for_text_only_where_it_is_sharded(sharded, numb
 
 
 @pytest.mark.parametrize("number", [0, 2, 4])
-def test_the_backward_of_stab_ends_after_all_its_gradients_where_it_is_sharded(number):
+def test_stabs_backward_ends_after_all_its_gradients_where_it_is_sharded(number):
     """In this hook DeepSpeed reduces them. torch calls it early, or never, for other inputs or outputs."""
     model = tiny_model().train()
     keep_in_step(model, sharded=True)

@@ -90,8 +90,12 @@ class VideoPandaTrainer(Trainer):
             raise ValueError(
                 f"label_smoothing_factor = {args.label_smoothing_factor:g}: this model has none. Set it to 0."
             )
-        trained = ("train_vision", "train_projector", "train_language")
-        freeze_parts(model, **{name: getattr(args, name) for name in trained})
+        freeze_parts(
+            model,
+            train_vision=args.train_vision,
+            train_projector=args.train_projector,
+            train_language=args.train_language,
+        )
         no_collator = not positional and keywords.get("data_collator") is None
         if no_collator and hasattr(processor := keywords.get("processing_class"), "video_processor"):
             keywords["data_collator"] = VideoPandaDataCollator(processor)
