@@ -100,7 +100,7 @@ def run_lmms_eval(
 
 @needs_lmms_eval
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "processes"), [("msvd-qa", 2), ("tgif-qa", 1)])
+@pytest.mark.parametrize(("name", "processes"), [("msvd-qa", 2), ("msrvtt-qa", 1), ("tgif-qa", 1)])
 def test_lmms_eval_gives_the_answers_and_figures_of_our_command(name, processes, tmp_path, monkeypatch, capsys):
     folder = benchmark(tmp_path / "QA", NAMES[name])
     task = name.replace("-", "_")
