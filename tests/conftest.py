@@ -1,4 +1,4 @@
-"""No test reaches for the network, and pytest's workers share the cores instead of fighting for them."""
+"""No test reaches for the network, and pytest's workers do not fight for the cores."""
 
 import multiprocessing
 import os
@@ -11,8 +11,7 @@ from helpers.forks import TRAINING, Forks
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Workers of the kind "forkserver" get all by pickle, as those of "spawn" do, but share one import of this.
 multiprocessing.set_forkserver_preload(["video_panda_hf.training"])
-workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models gain nothing from threads, and lose much on busy cores
 
 
 @pytest.fixture(scope="session")
