@@ -218,10 +218,10 @@ def ask(session, env=None) -> str:
 
 
 def tests(session, report, env=None) -> dict[str, int | None]:
-    """Runs README's second command with the slow tests. Returns pytest's counts; None if pytest wrote no report."""
-    # pytest takes options from the environment, so the command stays as written. The slow tests are run too.
+    """Runs README's second command. Returns pytest's counts; None if pytest wrote no report."""
+    # pytest takes options from the environment, so the command stays as written.
     env = env or {}
-    env = {**env, "PYTEST_ADDOPTS": f"{env.get('PYTEST_ADDOPTS', '')} -m '' --junitxml={report}"}
+    env = {**env, "PYTEST_ADDOPTS": f"{env.get('PYTEST_ADDOPTS', '')} --junitxml={report}"}
     try:
         session.run("sh", "-c", matrix.readme_block("tests"), env=env, external=True)
     except CommandFailed:
