@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from tables import finish, measured
 RATE = 25
 NUM_FRAMES = 8
 SLOW = 10  # seconds
+TURNS = 10  # for each repeat, where the difference is small
 WIDTH = 20  # of a table's first column
 H264 = {"preset": "veryfast", "crf": "26", "sc_threshold": "0"}
 VP9 = {"deadline": "realtime", "cpu-used": "8", "row-mt": "1"}
@@ -185,8 +187,9 @@ def ratios(results: dict[str, dict[str, dict]]) -> dict:
 
 
 def isolated_cost(path: Path, repeats: int) -> dict:
-    """How many times as much processor time `decode_video` takes in a worker process, both processes together, and
-    seconds to start one. Taken in turns. Time on the clock varies by more than the difference on a busy machine."""
+    """How many times as long `decode_video` takes in a worker process, by the median of the seconds on the clock and
+    by the processor time of both processes, and seconds to start one. Taken in turns, on a machine that is not busy:
+    elsewhere the clock varies by more than the difference."""
     from video_panda_hf.decoding import isolation
     from video_panda_hf.decoding.video import decode_video
 
@@ -200,14 +203,20 @@ def isolated_cost(path: Path, repeats: int) -> dict:
         ticks = worker.read_text().rsplit(")", 1)[1].split()[11:13]
         return sum(os.times()[:2]) + sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
-    spent, fastest = {True: 0.0, False: 0.0}, {True: begun, False: begun}
-    for _ in range(repeats):
+    spent: dict[bool, float] = {True: 0.0, False: 0.0}
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(TURNS * repeats):
         for isolate in spent:
             before, start = processor_time(), time.perf_counter()
             decode_video(path, evenly_spaced, isolate=isolate)
+            seconds[isolate].append(time.perf_counter() - start)
             spent[isolate] += processor_time() - before
-            fastest[isolate] = min(fastest[isolate], time.perf_counter() - start)
-    return {"time": spent[True] / spent[False], "start_seconds": begun - sum(fastest.values()), **measured()}
+    return {
+        "clock": statistics.median(seconds[True]) / statistics.median(seconds[False]),
+        "time": spent[True] / spent[False],
+        "start_seconds": begun - sum(map(min, seconds.values())),
+        **measured(),
+    }
 
 
 def cell(result: dict) -> str:

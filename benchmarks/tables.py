@@ -64,8 +64,9 @@ def decoding(result: dict) -> str:
 30 minutes take {longer["time"]:.2f} times as long as one, and {longer["megabytes"]:.0f} MB more. A DataLoader gives
 {alone:.1f} videos/s of the 10 s kind with no worker and {two:.1f} with two.
 
-In a worker process (`isolate=True`) the 10 s kind takes {isolated["time"]:.2f} times the processor time
-(measured on {isolated["date"]}), and the first video {isolated["start_seconds"]:.1f} s more, to start the worker."""
+In a worker process (`isolate=True`) the 10 s kind takes {isolated["clock"]:.2f} times as long, and
+{isolated["time"]:.2f} times the processor time (measured on {isolated["date"]}). The first video takes
+{isolated["start_seconds"]:.1f} s more, to start the worker."""
 
 
 def times(factor: float | str) -> str:

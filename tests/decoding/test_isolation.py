@@ -184,6 +184,26 @@ def test_memory_is_that_of_the_answer_and_a_few_frames(clip, workers, tmp_path, 
     assert peak() - before - frames.nbytes < 32 * 1024 * 1024 * 3 // 2  # the 60 as decoded would be 94 MB more
 
 
+def test_kept_memory_has_the_frames_of_its_video_only(clip, workers, tmp_path, monkeypatch):
+    """Whether it is reused, too small, too large to be kept, or of a reading that failed."""
+    wide = VideoSpec("wide.mkv", "ffv1", width=512, height=512, frames=4).write(tmp_path)
+    damaged = VideoSpec("damaged.mkv", "ffv1", width=512, height=512, frames=4, gop=1).write(tmp_path)
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 4000] = bytes(4000)
+    damaged.write_bytes(data)
+    monkeypatch.setattr(isolation, "KEPT_BYTES", 3 * 512 * 512 * 3)
+    monkeypatch.setattr(isolation, "VIDEOS_OF_A_WORKER", 10**6)
+    found, whole = [], [0, 1, 2, 3]
+    for video, indices in [(clip, [3]), (clip, [4, 5]), (wide, [1, 2]), (clip, [6]), (wide, whole), (clip, [7])]:
+        found.append((video, indices, decode_video(video, indices=indices, isolate=True)[0]))
+        with pytest.raises(VideoDecodeError):
+            decode_video(damaged, isolate=True)
+    for video, indices, frames in found:
+        assert [read_number(frame) for frame in frames] == indices
+        assert (frames == decode_video(video, indices=indices)[0]).all()
+    assert len(workers) == 1
+
+
 def test_threads_have_a_worker_each_and_few_are_kept(clip, workers, monkeypatch):
     monkeypatch.setattr(isolation, "IDLE_WORKERS", 1)
     together, found = threading.Barrier(3), []

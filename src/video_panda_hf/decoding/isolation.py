@@ -24,7 +24,7 @@ from .groups import decoding_threads
 from .pictures import is_folder, open_source_as
 from .readers import FrameReader
 from .sources import VideoSource, is_data_url, is_url, open_source
-from .worker import Channel
+from .worker import KEPT_BYTES, Channel
 
 
 IDLE_WORKERS = 8  # at most so many are kept
@@ -210,18 +210,28 @@ class RemoteReader(FrameReader):
 
     def read(self, numbers: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
         shape = len(numbers), *self.size, 3
-        memory, descriptor = _shared_memory(max(1, int(np.prod(shape))))
+        size = int(np.prod(shape))
+        channel = self.worker.channel
+        memory, wanted = channel.memory, [int(number) for number in numbers]
         self.is_open = False
-        try:
-            self._send({"numbers": [int(number) for number in numbers]})
-            socket.send_fds(self.worker.channel.socket, [b"f"], [descriptor])
-        finally:
-            os.close(descriptor)
+        if memory is not None and len(memory) >= size:
+            self._send({"numbers": wanted, "new_memory": False})
+        else:
+            channel.memory = None  # until the worker has answered, it is not known what it holds
+            memory, descriptor = _shared_memory(max(1, size))
+            try:
+                self._send({"numbers": wanted, "new_memory": True}, descriptor=descriptor)
+            finally:
+                os.close(descriptor)
         answer, _ = self._receive()
         for text in answer.get("warnings", ()):
             warnings.warn(str(text), VideoDecodeWarning, stacklevel=3)
         self.is_open = True
-        return np.frombuffer(memory, dtype=np.uint8, count=int(np.prod(shape))).reshape(shape)
+        frames = np.frombuffer(memory, dtype=np.uint8, count=size).reshape(shape)
+        if size > KEPT_BYTES:
+            return frames
+        channel.memory = memory
+        return frames.copy()
 
     def close(self) -> None:
         """Lets the worker go, if it still waits for numbers."""
@@ -229,10 +239,12 @@ class RemoteReader(FrameReader):
             self._send({})
             self.is_open = False
 
-    def _send(self, message: dict, data=b"") -> None:
+    def _send(self, message: dict, data=b"", descriptor: int | None = None) -> None:
         try:
             self.worker.channel.socket.settimeout(_patience(self.budget))
             self.worker.channel.send(message, data)
+            if descriptor is not None:
+                socket.send_fds(self.worker.channel.socket, [b"f"], [descriptor])
         except OSError:
             raise self._died() from None
 

@@ -29,6 +29,7 @@ from .readers import FrameReader
 _LENGTHS = struct.Struct(">II")  # of the JSON and of the bytes after it
 _LONGEST = 2**30
 _ALL_PAGES = getattr(mmap, "MAP_POPULATE", 0)  # at once, which is faster than one by one as they are written
+KEPT_BYTES = 2**26  # memory for frames up to this size is kept, because new memory costs more than a copy
 _LOOKS = 1.0  # seconds between two looks whether the parent lives
 
 
@@ -37,6 +38,7 @@ class Channel:
 
     def __init__(self, sock: socket.socket):
         self.socket = sock
+        self.memory: mmap.mmap | None = None  # what both sides share and keep
 
     def send(self, message: dict, data=b"") -> None:
         text = json.dumps(message).encode("utf-8", "surrogatepass")
@@ -125,7 +127,7 @@ def _answer(channel: Channel, request: dict, data: bytes, started: int) -> None:
             facts = {name: getattr(reader, name) for name in ("count", "duration", "size", "is_picture")}
             channel.send(facts, times)
             while "numbers" in (wanted := _wanted(channel, budget)):
-                _read(channel, reader, wanted["numbers"], room)
+                _read(channel, reader, wanted, room)
                 channel.send({"warnings": [str(warning.message) for warning in told]})
                 told.clear()
     except VideoDecodeError as error:
@@ -148,15 +150,21 @@ def _wanted(channel: Channel, budget: Budget) -> dict:
     return wanted
 
 
-def _read(channel: Channel, reader: FrameReader, numbers: list[int], room: int | None) -> None:
-    """Reads frames into the memory whose descriptor comes next."""
-    _, (descriptor, *_), *_ = socket.recv_fds(channel.socket, 1, 1)
-    shape = len(numbers), *reader.size, 3
+def _read(channel: Channel, reader: FrameReader, wanted: dict, room: int | None) -> None:
+    """Reads frames into the kept memory, or into that whose descriptor comes next."""
+    shape = len(wanted["numbers"]), *reader.size, 3
     size = int(np.prod(shape))
-    _limit_memory(room and room + size)
-    with os.fdopen(descriptor, "r+b") as file:
-        memory = mmap.mmap(file.fileno(), max(1, size), flags=mmap.MAP_SHARED | _ALL_PAGES)
-    reader.read(numbers, out=np.frombuffer(memory, dtype=np.uint8, count=size).reshape(shape))
+    memory, descriptor = channel.memory, None
+    if wanted["new_memory"]:
+        memory = channel.memory = None
+        _, (descriptor, *_), *_ = socket.recv_fds(channel.socket, 1, 1)
+    _limit_memory(room and room + max(size, 0 if memory is None else len(memory)))
+    if descriptor is not None:
+        with os.fdopen(descriptor, "r+b") as file:
+            memory = mmap.mmap(file.fileno(), max(1, size), flags=mmap.MAP_SHARED | _ALL_PAGES)
+        channel.memory = memory if size <= KEPT_BYTES else None
+    assert memory is not None
+    reader.read(wanted["numbers"], out=np.frombuffer(memory, dtype=np.uint8, count=size).reshape(shape))
 
 
 def _address_space() -> int:
