@@ -110,7 +110,7 @@ def vllm(session):
         found = session.run("python", "-c", DEPENDENCIES, matrix.VLLM.split("==")[0], silent=True, log=False)
         peft = matrix.requirements((copy / "setup.cfg").read_text())["peft"]
         install(session, str(peft), *matrix.without_torch(json.loads(found)))
-        session.run("pytest", "-m", "", "-n", "0", "tests/serving")
+        session.run("pytest", "-n", "0", "tests/serving")
 
 
 @nox.session(python=[matrix.OLDEST_PYTHON])
@@ -122,7 +122,7 @@ def lmms(session):
         av = matrix.requirements((copy / "setup.cfg").read_text())["av"]
         install(session, str(av))  # lmms-eval asks for an older one
         tests = "tests/evaluation/test_lmms.py", "tests/evaluation/test_lmms_tasks.py"
-        session.run("pytest", "-m", "", "-n", "0", *tests)
+        session.run("pytest", "-n", "0", *tests)
 
 
 @nox.session(python=[matrix.OLDEST_PYTHON])
@@ -130,7 +130,7 @@ def trl(session):
     """Training by TRL. Skipped if a download fails."""
     with fresh_copy(session) as copy, session.chdir(copy):
         install(session, ".[test,train]", matrix.TRL)
-        session.run("pytest", "-m", "", "-n", "0", "tests/training/test_trl.py")
+        session.run("pytest", "-n", "0", "tests/training/test_trl.py")
 
 
 @nox.session(venv_backend="none")
