@@ -62,6 +62,13 @@ def test_each_student_is_a_line_and_a_column(finished):
     assert len(rows) >= 5 and all(line.count("|") == 5 for line in rows)
 
 
+def test_the_page_of_results_has_the_table_of_the_last_run():
+    repository = Path(__file__).parents[2]
+    result = json.loads((repository / "examples" / "moving_shapes" / "teachers.json").read_text())
+    assert teachers.table(result) in (repository / "docs" / "results.md").read_text(encoding="utf-8")
+    assert len({line["seed"] for line in result["students"]}) >= 3
+
+
 def test_a_student_that_was_cut_off_is_trained_anew_and_no_other(finished, monkeypatch):
     folder, result = finished
     file = folder / "students.jsonl"
