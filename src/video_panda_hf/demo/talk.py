@@ -8,7 +8,7 @@ import numpy as np
 
 from video_panda_hf.decoding import CAN_ISOLATE, DecodeLimits, opened_video
 from video_panda_hf.explain import Explanation, explain
-from video_panda_hf.session import VideoPandaSession
+from video_panda_hf.session import VideoPandaSession, add_chosen_frames
 
 
 # What a clip of a stranger may cost. This and `read_frames` are the one place where uploads are decoded.
@@ -83,10 +83,7 @@ class Talker:
             raise ValueError(f"the time window ends at {end:g} s, before it begins")
         frames = self.read_frames(file, num_frames, start, end)
         session = VideoPandaSession(self.model, self.processor)
-        if len(frames) == 1:
-            session.add_picture(frames[0])
-        else:
-            session.add(frames, rate=session.fps)  # at its own rate, a session takes them all
+        add_chosen_frames(session, frames)
         return Talk((file, num_frames, start, end), session, frames)
 
     def answer(self, talk: Talk, question: str) -> Iterator[str]:

@@ -30,7 +30,6 @@ from .prompt import (
     ids_of_time,
     is_of_video,
     text_part,
-    write_prompt,
     write_prompts,
 )
 from .sampling import FrameSampler
@@ -543,7 +542,8 @@ class VideoPandaSession:
         (prompt,) = self._prompts(videos, ["?"])
         end = np.flatnonzero(is_of_video(self.processor, prompt.ids)).max(initial=-1) + 1
         if VIDEO not in self._content and self._messages and self._messages[-1]["role"] == "assistant":
-            end = max(end, write_prompt(self.processor, self._messages, videos).shared_with(prompt))
+            (remembered,) = write_prompts(self.processor, [self._messages], videos)
+            end = max(end, remembered.shared_with(prompt))
         return prompt[:end]
 
     # Answers
@@ -617,6 +617,14 @@ class StopWhenSet(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+def add_chosen_frames(session: VideoPandaSession, frames) -> None:
+    """Adds all of these frames, which were chosen of a file before. A single one is a picture."""
+    if len(frames) == 1:
+        session.add_picture(frames[0])
+    else:
+        session.add(frames, rate=session.fps)  # at its own rate, a session takes them all
 
 
 def is_in_memory(video) -> bool:
