@@ -184,7 +184,8 @@ def importing():
 
 
 def load_processor(options: argparse.Namespace):
-    """The processor of `--model`, and the function that loads the model."""
+    """The processor of `--model`, which is checked, and the function that loads the model."""
+    check_model(options.model)
     with importing():
         from video_panda_hf import SHIPPED_MODEL  # first, because it hides what others log while they are imported
 
