@@ -39,7 +39,6 @@ def add_parser(commands) -> None:
 def ask(options: argparse.Namespace) -> int:
     common.check_max_frames(options)
     common.check_clips(options.clips)
-    common.check_model(options.model)
     processor, load_model = common.load_processor(options)
     content = [
         {"type": "video", "video": read_clip(clip), "start": options.start, "end": options.end}

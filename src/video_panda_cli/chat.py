@@ -46,7 +46,6 @@ def chat(options: argparse.Namespace) -> int:
     if common.STANDARD_INPUT in options.clips:
         raise ValueError("standard input has the questions; name the clips as files.")
     common.check_clips(options.clips)
-    common.check_model(options.model)
     processor, load_model = common.load_processor(options)
     from video_panda_hf import VideoPandaSession
 
@@ -111,6 +110,8 @@ def add_another(session, name: str, options: argparse.Namespace) -> None:
 
 def add(session, clip: str, options: argparse.Namespace) -> None:
     """Adds a video or a picture as `video-panda ask` looks at it."""
+    from video_panda_hf.session import add_chosen_frames
+
     session.next_video()
     if is_picture(clip):
         session.add_picture(clip)
@@ -121,10 +122,7 @@ def add(session, clip: str, options: argparse.Namespace) -> None:
         return
     sampling = common.sampling(options)
     frames, _ = video_processor.fetch_videos(clip, lambda video: video_processor.sample_frames(video, **sampling))
-    if len(frames) == 1:
-        session.add_picture(frames[0])
-    else:
-        session.add(frames, rate=session.fps)  # at its own rate, a session takes them all
+    add_chosen_frames(session, frames)
 
 
 def is_picture(clip: str) -> bool:

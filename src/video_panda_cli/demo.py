@@ -51,7 +51,6 @@ def add_parser(commands) -> None:
 def demo(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("gradio") is None:
         raise ValueError('the demo needs more packages: pip install "video-panda-hf[demo]"')
-    common.check_model(options.model)
     processor, load_model = common.load_processor(options)
     from video_panda_hf.demo import build_demo
 

@@ -4,12 +4,13 @@ import argparse
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from . import options as common
 
 
-TASKS = (  # those of `video_panda_hf.evaluation`, and whether the Hub has their questions
+TASKS = (  # those of `video_panda_hf.evaluation`
     *("msvd-qa", "msrvtt-qa", "tgif-qa", "activitynet-qa", "video-chatgpt"),
     *("mvbench", "video-mme", "next-qa", "tempcompass", "egoschema", "perception-test", "tvbench"),
 )
@@ -141,13 +142,10 @@ def add_report(steps) -> None:
 
 
 def json_object(text: str) -> dict:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text} is not a JSON object")
-    return value
+    with suppress(ValueError):
+        if isinstance(value := json.loads(text), dict):
+            return value
+    raise argparse.ArgumentTypeError(f"{text} is not a JSON object")
 
 
 # The steps

@@ -34,7 +34,10 @@ def add_parser(commands) -> None:
     )
     parser.add_argument("--maps", type=names, metavar="NAMES", help="maps to draw (default: fsra,gstra,answer)")
     parser.add_argument(
-        "--method", choices=METHODS, help="how to find where an answer comes from (default: %(default)s)"
+        "--method",
+        choices=METHODS,
+        default="gradient",
+        help="how to find where an answer comes from (default: %(default)s)",
     )
     parser.add_argument(
         "--without",
@@ -45,7 +48,6 @@ def add_parser(commands) -> None:
     parser.add_argument("--start", type=float, metavar="S", help="look at the clip from S seconds on")
     parser.add_argument("--end", type=float, metavar="S", help="look at the clip up to S seconds")
     common.add_model_options(parser)
-    parser.set_defaults(method="gradient")
 
 
 def names(text: str) -> list[str]:
@@ -58,19 +60,17 @@ def names(text: str) -> list[str]:
 def explain(options: argparse.Namespace) -> int:
     common.check_max_frames(options)
     common.check_file(options.clip)
-    common.check_model(options.model)
     check_output(options.output)
     if options.question is None and (options.without or "answer" in (options.maps or [])):
         raise ValueError("--without and the map `answer` are about an answer: give a QUESTION.")
     processor, load_model = common.load_processor(options)
     from video_panda_hf.explain import explain
 
-    video = {"video": ask.read_clip(options.clip), "start": options.start, "end": options.end}
     begun = time.monotonic()
     explanation = explain(
         load_model(),
         processor,
-        {name: value for name, value in video.items() if value is not None},
+        {"video": ask.read_clip(options.clip), "start": options.start, "end": options.end},
         options.question,
         method=options.method,
         ablation=options.without,

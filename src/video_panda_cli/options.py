@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -184,7 +184,8 @@ def importing():
 
 
 def load_processor(options: argparse.Namespace):
-    """The processor of `--model`, and the function that loads the model."""
+    """The processor of `--model`, which is checked, and the function that loads the model."""
+    check_model(options.model)
     with importing():
         from video_panda_hf import SHIPPED_MODEL  # first, because it hides what others log while they are imported
 
@@ -198,10 +199,8 @@ def load_processor(options: argparse.Namespace):
     name = options.model or str(SHIPPED_MODEL)
     which = {"revision": options.revision} if getattr(options, "revision", None) else {}
     if not os.path.isdir(name):
-        try:
+        with suppress(OSError):  # an adapter, or nothing at all: then the processor's error says so
             check_model_type(name, AutoConfig.from_pretrained(name, **which).model_type)
-        except OSError:  # an adapter, or nothing at all: then the processor's error says so
-            pass
     processor = AutoProcessor.from_pretrained(name, **which)
 
     def load_model():

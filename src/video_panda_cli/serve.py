@@ -92,7 +92,6 @@ def port(text: str) -> int:
 def serve(options: argparse.Namespace) -> int:
     if any(importlib.util.find_spec(package) is None for package in ("fastapi", "uvicorn")):
         raise ValueError('a server needs more packages: pip install "video-panda-hf[serve]"')
-    common.check_model(options.model)
     options.device = None if options.device == "auto" else options.device
     key = options.api_key or os.environ.get(KEY_VARIABLE) or None
     with listening_at(options.host, options.port) as sock:

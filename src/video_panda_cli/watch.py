@@ -68,7 +68,6 @@ def seconds(text: str) -> float:
 def watch(options: argparse.Namespace) -> int:
     if not options.source.startswith(("v4l2:", "avfoundation:", "dshow:")):
         common.check_file(options.source)
-    common.check_model(options.model)
     processor, load_model = common.load_processor(options)
     from video_panda_hf import VideoPandaSession
     from video_panda_hf.decoding import DecodeLimits, VideoDecodeError, read_live

@@ -15,7 +15,7 @@ from helpers.training import make_trainer
 from video_panda_hf import SHIPPED_CLIPS, SHIPPED_MODEL, VideoPandaForConditionalGeneration, VideoPandaProcessor
 from video_panda_hf.hub import ModelFacts, check_folder, remove_code, written
 from video_panda_hf.hub.card import is_blank, is_generated
-from video_panda_hf.hub.code import with_code
+from video_panda_hf.hub.code import code_files, with_code
 from video_panda_hf.hub.push import files_of
 
 
@@ -333,6 +333,11 @@ def test_a_checkpoint_saved_again_is_the_same_with_code_and_without(tmp_path):
     assert with_it.keys() == kept["one"].keys() and without.keys() == kept["two"].keys()
     assert json.loads(with_it["config.json"]) == json.loads(kept["one"]["config.json"])
     assert json.loads(without["processor_config.json"]) == json.loads(kept["two"]["processor_config.json"])
+
+
+def test_the_code_in_a_checkpoint_is_six_files_that_one_can_read():
+    lengths = [len(file.read_text(encoding="utf-8").splitlines()) for file in code_files().values()]
+    assert len(lengths) == 6 and sum(lengths) <= 2300
 
 
 def test_the_code_is_the_models_own_whatever_wraps_it(tmp_path):

@@ -44,6 +44,12 @@ def test_no_test_module_imports_another():
             assert not names & {*module.split("."), name}, f"{file} imports {module}"
 
 
+def test_the_name_of_a_test_has_at_most_70_characters():
+    for file in (REPOSITORY / "tests").rglob("*.py"):
+        names = [node.name for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if hasattr(node, "name")]
+        assert not [name for name in names if name and name.startswith("test_") and len(name) > 70], file
+
+
 def test_linters_are_pinned_where_ci_and_pre_commit_look():
     parsed = configparser.ConfigParser()
     parsed.read(REPOSITORY / "setup.cfg", encoding="utf-8")

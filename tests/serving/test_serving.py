@@ -375,7 +375,7 @@ def test_a_request_without_a_declared_size_is_cut_off_at_the_limit():
         assert server.post(request_of("x" * 10_000))[0] == 413
 
 
-def test_a_request_with_two_lengths_is_refused_and_nothing_after_it_is_read(server):
+def test_a_request_with_two_lengths_is_refused_and_what_follows_not_read(server):
     """A proxy may see one request where the server sees two. Room for bodies is counted by the declared length."""
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     hidden = "GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"

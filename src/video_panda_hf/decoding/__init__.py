@@ -21,9 +21,16 @@ from .errors import (
 )
 from .isolation import CAN_ISOLATE
 from .live import read_live
-from .pictures import decode_image, decode_picture, rgb_of
+from .pictures import rgb_of
 from .sources import VideoSource
-from .video import OpenedVideo, decode_video, decode_video_or_picture, opened_video
+from .video import (
+    OpenedVideo,
+    decode_image,
+    decode_picture,
+    decode_video,
+    decode_video_or_picture,
+    opened_video,
+)
 
 
 __all__ = [

@@ -206,7 +206,7 @@ def _index_from_packets(container: InputContainer, stream: VideoStream, budget: 
         return None
     if is_key.all() and stream.codec_context.name in _UNCHECKED_CODECS:
         is_key[1:] = False
-    is_key &= _begins_a_group(pts, is_key)
+    is_key &= _begins_a_group(pts)
     first, last = pts[shown].min(), pts[shown].max()
     if end == last:  # the last packet has no duration
         rate = stream.average_rate or DEFAULT_RATE
@@ -219,7 +219,7 @@ def _is_hidden(packet: av.Packet) -> bool:
     return not memoryview(packet)[0] >> 4 & 1
 
 
-def _begins_a_group(pts: np.ndarray, is_key: np.ndarray) -> np.ndarray:
+def _begins_a_group(pts: np.ndarray) -> np.ndarray:
     """(P,) bool: whether this packet and all after it are presented after all packets before it."""
     latest_before = np.concatenate([[_UNKNOWN], np.maximum.accumulate(pts)[:-1]])
     earliest_after = np.minimum.accumulate(pts[::-1])[::-1]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from typing import TYPE_CHECKING, BinaryIO, TypeGuard
+from typing import BinaryIO, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -14,7 +14,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import (
     Budget,
     CorruptVideoError,
-    DecodeLimits,
     NotAVideoError,
     VideoDecodeError,
     VideoLimitError,
@@ -26,63 +25,11 @@ from .readers import FrameReader, open_reader
 from .sources import Look, VideoSource, as_file, describe, is_data_url, is_url, look_at, open_source
 
 
-if TYPE_CHECKING:
-    from transformers.video_utils import VideoMetadata
-
 PICTURE_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's names
 PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FORMATS_OF_OTHER_PROGRAMS = {"EPS"}  # Pillow has them read by Ghostscript
 SHORTEST_PICTURE = 32  # bytes
 PICTURE_START = re.compile(rb"BM|\xff\xd8\xff|\x89PNG|II\*\0|MM\0\*|RIFF....WEBP", re.DOTALL)
-
-
-def decode_picture(source: VideoSource, limits: DecodeLimits | None = None) -> np.ndarray:
-    """
-    Decodes a picture.
-
-    Args:
-        source (`str`, `os.PathLike`, `bytes`, `bytearray`, `memoryview` or `BinaryIO`):
-            See `decode_video`.
-        limits (`DecodeLimits`, *optional*):
-            Limits of size and time. Defaults to `DecodeLimits()`.
-
-    Returns:
-        `np.ndarray` of shape `(1, height, width, 3)`: uint8 RGB, upright, without alpha.
-
-    Raises:
-        NotAVideoError: If the source is not a picture, or an animated one.
-        VideoDecodeError: If the picture cannot be decoded. The subclass tells why.
-    """
-    return picture_in("picture", source, limits)
-
-
-def decode_image(source: VideoSource, limits: DecodeLimits | None = None) -> "tuple[np.ndarray, VideoMetadata]":
-    """
-    Decodes an image: one picture, in any format that Pillow reads by itself. An animated one gives its first frame.
-
-    Args:
-        source (`str`, `os.PathLike`, `bytes`, `bytearray`, `memoryview` or `BinaryIO`):
-            See `decode_video`. A string may also be base64.
-        limits (`DecodeLimits`, *optional*):
-            Limits of size and time. Defaults to `DecodeLimits()`.
-
-    Returns:
-        `tuple[np.ndarray, VideoMetadata]`: uint8 RGB of shape `(1, height, width, 3)`, upright, without alpha; and its
-        metadata as a video of one frame.
-
-    Raises:
-        NotAVideoError: If the source is not a picture.
-        VideoDecodeError: If the picture cannot be decoded. The subclass tells why.
-    """
-    pixels = picture_in("image", bytes_of_base64(source), limits)
-    return pixels, metadata_of(*pixels.shape[1:3])
-
-
-def picture_in(kind: str, source: VideoSource, limits: DecodeLimits | None) -> np.ndarray:
-    from .isolation import open_any  # which is above this module
-
-    with open_any(kind, source, Budget(describe(source), limits or DecodeLimits())) as reader:
-        return reader.read([0])
 
 
 @contextmanager
@@ -184,13 +131,6 @@ def pixels_of(picture: Image.Image, budget: Budget) -> np.ndarray:
         raise CorruptVideoError(
             f"{budget.video}: cannot be read as a picture ({error}). Check that the file is complete."
         ) from error
-
-
-def metadata_of(height: int, width: int) -> "VideoMetadata":
-    """The metadata of a picture as a video."""
-    from transformers.video_utils import VideoMetadata  # not above: a worker process can do without
-
-    return VideoMetadata(1, height=height, width=width, frames_indices=[0], video_backend="pillow")
 
 
 def rgb_of(picture: Image.Image) -> np.ndarray:

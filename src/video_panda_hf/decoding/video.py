@@ -20,7 +20,7 @@ from transformers.video_utils import VideoMetadata
 
 from .errors import Budget, DecodeLimits, VideoFrameError, check_limit, decoders_end_here, errors_of
 from .isolation import open_any
-from .pictures import metadata_of
+from .pictures import bytes_of_base64
 from .readers import FrameReader
 from .sources import VideoSource, describe
 
@@ -133,6 +133,53 @@ def decode_video_or_picture(
         return video.read(video.choose(sample_indices_fn)), video.metadata
 
 
+def decode_picture(source: VideoSource, limits: DecodeLimits | None = None) -> np.ndarray:
+    """
+    Decodes a picture.
+
+    Args:
+        source (`str`, `os.PathLike`, `bytes`, `bytearray`, `memoryview` or `BinaryIO`):
+            See `decode_video`.
+        limits (`DecodeLimits`, *optional*):
+            Limits of size and time. Defaults to `DecodeLimits()`.
+
+    Returns:
+        `np.ndarray` of shape `(1, height, width, 3)`: uint8 RGB, upright, without alpha.
+
+    Raises:
+        NotAVideoError: If the source is not a picture, or an animated one.
+        VideoDecodeError: If the picture cannot be decoded. The subclass tells why.
+    """
+    return picture_in("picture", source, limits)
+
+
+def decode_image(source: VideoSource, limits: DecodeLimits | None = None) -> tuple[np.ndarray, VideoMetadata]:
+    """
+    Decodes an image: one picture, in any format that Pillow reads by itself. An animated one gives its first frame.
+
+    Args:
+        source (`str`, `os.PathLike`, `bytes`, `bytearray`, `memoryview` or `BinaryIO`):
+            See `decode_video`. A string may also be base64.
+        limits (`DecodeLimits`, *optional*):
+            Limits of size and time. Defaults to `DecodeLimits()`.
+
+    Returns:
+        `tuple[np.ndarray, VideoMetadata]`: uint8 RGB of shape `(1, height, width, 3)`, upright, without alpha; and its
+        metadata as a video of one frame.
+
+    Raises:
+        NotAVideoError: If the source is not a picture.
+        VideoDecodeError: If the picture cannot be decoded. The subclass tells why.
+    """
+    pixels = picture_in("image", bytes_of_base64(source), limits)
+    return pixels, picture_metadata(*pixels.shape[1:3])
+
+
+def picture_in(kind: str, source: VideoSource, limits: DecodeLimits | None) -> np.ndarray:
+    with open_any(kind, source, Budget(describe(source), limits or DecodeLimits())) as reader:
+        return reader.read([0])
+
+
 @contextmanager
 def opened_video(
     source: VideoSource,
@@ -200,7 +247,7 @@ class OpenedVideo:
         self._open_reader: FrameReader | None = reader
         self.is_picture = reader.is_picture
         if self.is_picture:
-            self._first, self.metadata = 0, metadata_of(*reader.size)
+            self._first, self.metadata = 0, picture_metadata(*reader.size)
         else:
             self._first, count, duration = _window(reader, *window)
             self.metadata = _metadata(reader, count, duration)
@@ -248,6 +295,11 @@ class OpenedVideo:
                 return reader.read([self._first + index for index in indices])
         finally:
             self._left_at = time.monotonic()
+
+
+def picture_metadata(height: int, width: int) -> VideoMetadata:
+    """The metadata of a picture as a video."""
+    return VideoMetadata(1, height=height, width=width, frames_indices=[0], video_backend="pillow")
 
 
 def _always(indices: Sequence[int]) -> SampleIndicesFn:

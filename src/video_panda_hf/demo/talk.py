@@ -8,7 +8,7 @@ import numpy as np
 
 from video_panda_hf.decoding import CAN_ISOLATE, DecodeLimits, opened_video
 from video_panda_hf.explain import Explanation, explain
-from video_panda_hf.session import VideoPandaSession
+from video_panda_hf.session import VideoPandaSession, add_chosen_frames
 
 
 # What a clip of a stranger may cost. This and `read_frames` are the one place where uploads are decoded.
@@ -48,17 +48,8 @@ class Talk:
 
 class Talker:
     """
-    Answers for all visitors. The model is one for all: the caller sees to it that one call at a time uses it.
-
-    Args:
-        model (`VideoPandaForConditionalGeneration`):
-            The model.
-        processor (`VideoPandaProcessor`):
-            Its processor.
-        limits (`DecodeLimits`):
-            What decoding one clip may cost.
-        max_new_tokens (`int`):
-            Longest answer.
+    Answers for all visitors. The model is one for all: the caller sees to it that one call at a time uses it. `limits`
+    are what decoding one clip may cost.
     """
 
     def __init__(self, model, processor, limits: DecodeLimits, max_new_tokens: int):
@@ -68,7 +59,7 @@ class Talker:
     def read_frames(self, file: str, num_frames: int, start: float | None, end: float | None) -> np.ndarray:
         """The frames of an uploaded file, (T, height, width, 3). Raises `VideoDecodeError` if it cannot be read."""
         video_processor = self.processor.video_processor
-        how = {"limits": self.limits, "strict": video_processor.strict_decoding, "pixels": video_processor.pixels}
+        how = video_processor.how_to_decode(self.limits)
 
         def sample(metadata):
             return video_processor.sample_frames(metadata, num_frames=num_frames)
@@ -83,10 +74,7 @@ class Talker:
             raise ValueError(f"the time window ends at {end:g} s, before it begins")
         frames = self.read_frames(file, num_frames, start, end)
         session = VideoPandaSession(self.model, self.processor)
-        if len(frames) == 1:
-            session.add_picture(frames[0])
-        else:
-            session.add(frames, rate=session.fps)  # at its own rate, a session takes them all
+        add_chosen_frames(session, frames)
         return Talk((file, num_frames, start, end), session, frames)
 
     def answer(self, talk: Talk, question: str) -> Iterator[str]:

@@ -85,7 +85,7 @@ def judge(
     Raises:
         ValueError: if the folder has no run, or one that this judge cannot judge.
     """
-    folder, texts = Path(output), Prompts(None if prompts is None else Path(prompts)) if by.needs_prompts else None
+    folder, texts = Path(output), Prompts(prompts) if by.needs_prompts else None
     items = checks(folder, limit, seed) if check else answered(folder)
     waiting = still_to_judge(folder, by, texts, items, check)
     by.begin(max_calls)
@@ -116,9 +116,17 @@ def judge(
 
 
 def estimate(output, by, prompts=None, check: bool = False, limit: int | None = None, seed: int = 0) -> dict[str, int]:
-    """Calls, and about how many tokens in and out, that `judge` would need with these arguments, if each reply can be
-    read. A token is taken for four characters."""
-    folder, texts = Path(output), Prompts(None if prompts is None else Path(prompts))
+    """
+    What `judge` would need, if each reply can be read. A token is taken for four characters.
+
+    Args:
+        output, by, prompts, check, limit, seed:
+            As in `judge`.
+
+    Returns:
+        `dict[str, int]`: the number of `calls`, and about how many tokens `in` and `out`.
+    """
+    folder, texts = Path(output), Prompts(prompts)
     items = checks(folder, limit, seed) if check else answered(folder)
     waiting = still_to_judge(folder, by, texts, items, check)
     characters = sum(len(message["content"]) for item in waiting for message in texts.messages(item))
@@ -227,10 +235,19 @@ def line_of(item: Item, verdict: dict, by, prompts: Prompts | None) -> dict:
 
 
 def check_table(output: str | os.PathLike, by, prompts=None, limit: int | None = None, seed: int = 0) -> list[dict]:
-    """What a judge made of right and of shuffled answers: for each aspect, the share of yes, the mean score, and how
-    many replies could not be read."""
+    """
+    What a judge made of right and of shuffled answers, once `judge` has run with `check=True`.
+
+    Args:
+        output, by, prompts, limit, seed:
+            As in `judge`.
+
+    Returns:
+        `list[dict]`: for each aspect and kind of answers, how many were `judged`, how many replies were `unparsed`,
+        the share of yes (`correct`) and the mean `score`.
+    """
     folder, rows = Path(output), []
-    texts = Prompts(None if prompts is None else Path(prompts)) if by.needs_prompts else None
+    texts = Prompts(prompts) if by.needs_prompts else None
     found, items = read_judgements(folder, by.name, check=True), checks(folder, limit, seed)
     for aspect, kind in dict.fromkeys((item.aspect, item.kind) for item in items):
         of_kind = [item for item in items if (item.aspect, item.kind) == (aspect, kind)]

@@ -9,6 +9,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from .questions import LETTERS, Question
@@ -157,14 +158,8 @@ def open_ended(folder: Path) -> list[Question]:
 def activitynet(folder: Path) -> list[Question]:
     """As `open_ended`, with the question marks that the file leaves out, and the names of the types."""
     return [
-        Question(
-            question.id,
-            question.video,
-            question.question.rstrip(" ?") + "?",
-            question.answer,
-            type=ACTIVITYNET_TYPES[int(question.type)] if question.type else None,
-        )
-        for question in open_ended(folder)
+        replace(q, question=q.question.rstrip(" ?") + "?", type=ACTIVITYNET_TYPES[int(q.type)] if q.type else None)
+        for q in open_ended(folder)
     ]
 
 
@@ -226,7 +221,7 @@ def numbered_by_type(questions: list[Question]) -> list[Question]:
     counts: dict[str | None, int] = defaultdict(int)
     numbered = []
     for question in questions:
-        numbered.append(Question(**{**vars(question), "id": f"{question.type}/{counts[question.type]}"}))
+        numbered.append(replace(question, id=f"{question.type}/{counts[question.type]}"))
         counts[question.type] += 1
     return numbered
 

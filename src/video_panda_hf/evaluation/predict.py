@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 from transformers.video_utils import VideoMetadata
 
-from video_panda_hf.session import VideoPandaSession
+from video_panda_hf.session import VideoPandaSession, add_chosen_frames
 
 from .lines import LineWriter, read_lines, write_whole
 from .questions import Question, chosen_option
@@ -207,7 +207,8 @@ class Answers:
         if problem is None:
             pictures, numbers = frames.result()
             try:
-                self.watch(pictures)
+                self.session.reset()
+                add_chosen_frames(self.session, pictures)
             except ValueError as error:
                 problem = error
         if problem is not None:
@@ -225,13 +226,6 @@ class Answers:
             for question, line in zip(batch, lines, strict=True):
                 if question.id not in done:
                     yield question, {**line, "frames": numbers, "seconds": seconds}
-
-    def watch(self, frames) -> None:
-        self.session.reset()
-        if len(frames) == 1:
-            self.session.add_picture(frames[0])
-        else:
-            self.session.add(frames, rate=self.session.fps)  # at its own rate, a session takes them all
 
     def answered(self, batch: list[Question]) -> list[dict]:
         try:
@@ -304,7 +298,16 @@ def merge(folder: Path, ids: list[str]) -> Counter:
 
 
 def fingerprint(folder: str | os.PathLike) -> str:
-    """A hash of a checkpoint's folder: of its small files whole, and of parts all over the large ones."""
+    """
+    A hash of a checkpoint: of its small files whole, and of parts all over the large ones.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            The checkpoint's folder.
+
+    Returns:
+        `str`: 16 hexadecimal digits.
+    """
     digest, part = hashlib.sha256(), 1 << 16
     for file in sorted(Path(folder).iterdir()):
         if file.suffix in (".json", ".jinja", ".safetensors", ".bin", ".model"):

@@ -65,10 +65,19 @@ def is_yes_no(options) -> bool:
 
 def chosen_option(text: str, options: tuple[str, ...]) -> int | None:
     """
-    The option that an answer names, or `None` if it names none or several. It never guesses.
+    The option that an answer names. It never guesses.
 
     Accepted are a letter alone, at the start before `)`, `.` or `:`, or after "answer" or "option"; the words of an
     option alone; and for yes and no, the first word. "A man is walking" names no letter.
+
+    Args:
+        text (`str`):
+            The answer.
+        options (`tuple[str, ...]`):
+            The options, of which the first has the letter A.
+
+    Returns:
+        `int` or `None`: the number of the option, from 0, or `None` if the answer names none or several.
     """
     text = text.strip()
     words = [plain(option) for option in options]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import unicodedata
 from dataclasses import asdict, dataclass
@@ -51,14 +52,14 @@ class Prompts:
     where an earlier reply could not be read.
 
     Args:
-        file (`Path`, *optional*):
+        file (`str` or `os.PathLike`, *optional*):
             The file. Defaults to our own prompts.
 
     Raises:
         ValueError: if the file has another form, or a prompt without a place for the answer.
     """
 
-    def __init__(self, file: Path | None = None):
+    def __init__(self, file: str | os.PathLike | None = None):
         self.are_ours = file is None
         self.file = OUR_PROMPTS if file is None else Path(file)
         try:

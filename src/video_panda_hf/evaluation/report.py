@@ -242,14 +242,12 @@ def newest_judgements(folder: Path, judge: str | None) -> dict[tuple[str, str], 
 def note_size(run: Run) -> None:
     task, videos = run.settings["task"], len({line["video"] for line in run.questions.values()})
     whole = TASKS[task].counts if task in TASKS else None
+    there = f"{len(run.questions):,} questions in {videos:,} videos"
     if run.settings["limit"] is not None:
         run.is_whole = False
-        run.notes.append(
-            f"a sample: {len(run.questions):,} questions in {videos:,} videos, seed {run.settings['seed']}"
-        )
+        run.notes.append(f"a sample: {there}, seed {run.settings['seed']}")
     elif whole and (len(run.questions), videos) != whole:
         run.is_whole = False
-        there = f"{len(run.questions):,} questions in {videos:,} videos"
         run.notes.append(f"{there}; the whole benchmark has {whole[0]:,} in {whole[1]:,}")
 
 

@@ -153,16 +153,10 @@ def wrapped(lines: list[tuple[str, str]], font, width: int) -> list[tuple[str, s
 # Files
 
 
-def check_file(file: str | os.PathLike) -> str:
-    """The suffix of a file to write. Raises `ValueError` if it is none of ours."""
+def save(explanation, file: str | os.PathLike, maps: list[str], seconds_per_frame: float) -> None:
     suffix = Path(file).suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"{os.fspath(file)}: an explanation is written as {', '.join(SUFFIXES)}")
-    return suffix
-
-
-def save(explanation, file: str | os.PathLike, maps: list[str], seconds_per_frame: float) -> None:
-    suffix = check_file(file)
     if not 0 < seconds_per_frame < float("inf"):
         raise ValueError(f"`seconds_per_frame` is a number of seconds above 0, not {seconds_per_frame}")
     if suffix == ".png":

@@ -261,12 +261,6 @@ class VideoPandaForConditionalGeneration(VideoPandaPreTrainedModel, GenerationMi
             raise ImportError("A new model needs the package video-panda-hf: `pip install video-panda-hf`.") from error
         return model_around(cls, pretrained_model_name_or_path, vision_config, video_token_id, row_token_id, **kwargs)
 
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Module):
-        self.lm_head = value
-
     def get_video_features(self, pixel_values_videos, video_grid_thw, **kwargs):
         """STAB and projector, see [`~VideoPandaModel.get_video_features`]."""
         return self.model.get_video_features(pixel_values_videos, video_grid_thw, **kwargs)

@@ -8,21 +8,7 @@ FILE_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "subfolder
 
 
 def model_around(cls, language_model: str, vision_config, video_token_id, row_token_id, **kwargs):
-    """
-    What `VideoPandaForConditionalGeneration.from_text_pretrained` returns, see there.
-
-    Args:
-        cls (`type`):
-            The model's class.
-        language_model (`str`):
-            Folder or Hub id of the causal LM.
-        vision_config (`VideoPandaVisionConfig` or `dict`, *optional*):
-            STAB's sizes.
-        video_token_id, row_token_id (`int`, *optional*):
-            Ids of `<video>` and `<row>`. Defaults to the next two of the LM's tokenizer.
-        kwargs:
-            Options of `AutoModelForCausalLM.from_pretrained`.
-    """
+    """What `from_text_pretrained` of the model's class `cls` returns, see there."""
     if video_token_id is None or row_token_id is None:
         options = {name: kwargs[name] for name in FILE_OPTIONS if name in kwargs}
         tokenizer = AutoTokenizer.from_pretrained(language_model, **options)

@@ -9,12 +9,7 @@ from transformers import BatchFeature
 def warn_if_too_long(inputs: BatchFeature, processor) -> None:
     """
     Warns of prompts that have more tokens than the tokenizer's `model_max_length`, and says how many frames would fit.
-
-    Args:
-        inputs (`BatchFeature`):
-            What the processor made of the prompts.
-        processor (`VideoPandaProcessor`):
-            It has the tokenizer.
+    `inputs` are what the processor made of the prompts.
     """
     longest = processor.tokenizer.model_max_length
     prompts = inputs.get("input_ids", [])

@@ -26,10 +26,6 @@ class Media(io.BufferedReader):
         super().__init__(file, 2**16)
 
 
-def is_remote(url: str) -> bool:
-    return url[:8].lower().startswith(("http://", "https://"))
-
-
 def open_media(url: str, settings: ServerSettings) -> bytes | Media | Download:
     """
     Opens what a request names.
@@ -48,7 +44,7 @@ def open_media(url: str, settings: ServerSettings) -> bytes | Media | Download:
     """
     if url[:5].lower() == "data:":
         return data_of(url, settings)
-    if is_remote(url):
+    if url[:8].lower().startswith(("http://", "https://")):
         return Download(url, settings)
     if "://" not in url:
         return open_local(url, settings)

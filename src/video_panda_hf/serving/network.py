@@ -10,7 +10,6 @@ import tempfile
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
 from contextlib import suppress
 
 from .errors import RequestError, refused, too_large
@@ -124,8 +123,9 @@ class Download:
 
     def _ask(self, url: str) -> http.client.HTTPResponse:
         scheme, host, port, path = self._checked(url)
-        connection = Connection(host, port, lambda: self._connected(scheme, host, port))
+        connection = http.client.HTTPConnection(host, port)
         connection.default_port = DEFAULT_PORTS[scheme]
+        connection.sock = self._connected(scheme, host, port)
         connection.request("GET", path, headers={"Accept": "*/*", "User-Agent": "video-panda"})
         return connection.getresponse()
 
@@ -210,14 +210,3 @@ class Download:
         sock, self.socket = self.socket, None
         if sock is not None:
             sock.close()
-
-
-class Connection(http.client.HTTPConnection):
-    """A connection that is made by a function of ours."""
-
-    def __init__(self, host: str, port: int, open_socket: Callable[[], socket.socket]):
-        super().__init__(host, port)
-        self.open_socket = open_socket
-
-    def connect(self) -> None:
-        self.sock = self.open_socket()

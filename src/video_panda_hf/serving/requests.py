@@ -62,40 +62,33 @@ class TextPart(Strict):
     text: str
 
 
-class ImageUrlPart(Strict):
+class MediaPart(Strict):
+    """A picture or video. What it names is in the field that is called like its type."""
+
+    @property
+    def url(self) -> str:
+        given = getattr(self, self.type)
+        return given if isinstance(given, str) else given.url
+
+
+class ImageUrlPart(MediaPart):
     type: Literal["image_url"]
     image_url: Address | str
 
-    @property
-    def url(self) -> str:
-        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
-
-class ImagePart(Strict):
+class ImagePart(MediaPart):
     type: Literal["image"]
     image: str
 
-    @property
-    def url(self) -> str:
-        return self.image
 
-
-class VideoUrlPart(FrameSettings):
+class VideoUrlPart(MediaPart, FrameSettings):
     type: Literal["video_url"]
     video_url: Address | str
 
-    @property
-    def url(self) -> str:
-        return self.video_url if isinstance(self.video_url, str) else self.video_url.url
 
-
-class VideoPart(FrameSettings):
+class VideoPart(MediaPart, FrameSettings):
     type: Literal["video"]
     video: str
-
-    @property
-    def url(self) -> str:
-        return self.video
 
 
 Part = Annotated[TextPart | ImageUrlPart | ImagePart | VideoUrlPart | VideoPart, Field(discriminator="type")]

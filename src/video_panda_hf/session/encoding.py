@@ -69,15 +69,18 @@ def encode_videos(model, processor, conversation, **settings) -> dict:
         frames = sum(len(video) for video in videos)
         with tqdm(total=frames, unit="frame", disable=None if frames > FRAMES_AT_ONCE else True) as progress:
             for video in videos:
-                features.append(torch.cat([encode(model, piece, progress) for piece in video.pieces()]))
+                parts = []
+                for piece in video.pieces():
+                    parts.append(encode(model, piece))
+                    progress.update(int(piece["video_grid_thw"][0, 0]))
+                features.append(torch.cat(parts))
     return {**inputs, "mm_encoder_outputs": {"video": BaseModelOutputWithPooling(pooler_output=tuple(features))}}
 
 
-def encode(model, inputs: BatchFeature, progress: tqdm) -> torch.Tensor:
-    """The tokens of one piece of a video, `(tokens, text hidden size)`."""
-    pixels, grid = inputs["pixel_values_videos"].to(model.device), inputs["video_grid_thw"]
-    (features,) = model.get_video_features(pixels, grid, return_dict=True).pooler_output
-    progress.update(int(grid[0, 0]))
+def encode(model, inputs: BatchFeature) -> torch.Tensor:
+    """The tokens of one video or piece of it, `(tokens, text hidden size)`."""
+    pixels = inputs["pixel_values_videos"].to(model.device)
+    (features,) = model.get_video_features(pixels, inputs["video_grid_thw"], return_dict=True).pooler_output
     return features
 
 

@@ -123,23 +123,18 @@ def ids_of_time(processor, seconds: float) -> np.ndarray:
     return np.array(processor.tokenizer.encode(text, add_special_tokens=False)[1:-1])
 
 
-def write_prompt(processor, messages: list[dict], videos: list[Video]) -> Prompt:
+def write_prompts(processor, conversations: list[list[dict]], videos: list[Video]) -> list[Prompt]:
     """
-    The prompt of messages.
+    The prompts of conversations about the same videos: several are faster than one by one.
 
     Args:
         processor (`VideoPandaProcessor`):
             It has the chat template and the tokenizer.
-        messages (`list[dict]`):
-            The conversation. `VIDEO` in the content of a message stands for the next of the videos.
+        conversations (`list[list[dict]]`):
+            The messages. `VIDEO` in the content of a message stands for the next of the videos.
         videos (`list[Video]`):
             As far as they have come in, with the clips that are kept and the frames that wait.
     """
-    return write_prompts(processor, [messages], videos)[0]
-
-
-def write_prompts(processor, conversations: list[list[dict]], videos: list[Video]) -> list[Prompt]:
-    """The prompts of several conversations about the same videos, faster than one by one."""
     frames = np.array([video.clip_size if video.stamps else 1 for video in videos], dtype=int)  # of the stand-ins
     return [with_tokens(processor, ids, videos, frames) for ids in with_stand_ins(processor, conversations, frames)]
 

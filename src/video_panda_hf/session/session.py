@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOu
 from video_panda_hf.processing import opened_file, rgb_frames
 
 from .cache import branch_of, cache_of, new_cache
-from .encoding import FRAMES_AT_ONCE
+from .encoding import FRAMES_AT_ONCE, encode
 from .file import read_session, write_session
 from .prompt import (
     VIDEO,
@@ -30,7 +30,6 @@ from .prompt import (
     ids_of_time,
     is_of_video,
     text_part,
-    write_prompt,
     write_prompts,
 )
 from .sampling import FrameSampler
@@ -437,20 +436,13 @@ class VideoPandaSession:
         video, encoded = self._videos[-1], 0
         while count := min(len(video.waiting) // video.clip_size, CLIPS_AT_ONCE):
             frames = count * video.clip_size
-            features = self._encode(video.waiting[:frames])
+            features = encode(self.model, self._pixels_of(video.waiting[:frames]))
             longer = replace(video, clips=video.clips + count, waiting=[])
             self._fill_cache(self._prefix([*self._videos[:-1], longer]), features)
             video.clips, video.waiting = longer.clips, video.waiting[frames:]
             encoded += count
             self._drop_old_clips()
         return encoded
-
-    def _encode(self, frames: list[np.ndarray]) -> torch.Tensor:
-        """The tokens of frames, `(tokens, text hidden size)`."""
-        inputs = self._pixels_of(frames)
-        pixels = inputs["pixel_values_videos"].to(self.model.device)
-        (features,) = self.model.get_video_features(pixels, inputs["video_grid_thw"], return_dict=True).pooler_output
-        return features
 
     def _pixels_of(self, frames: list[np.ndarray]):
         return self.processor.video_processor(
@@ -543,7 +535,8 @@ class VideoPandaSession:
         (prompt,) = self._prompts(videos, ["?"])
         end = np.flatnonzero(is_of_video(self.processor, prompt.ids)).max(initial=-1) + 1
         if VIDEO not in self._content and self._messages and self._messages[-1]["role"] == "assistant":
-            end = max(end, write_prompt(self.processor, self._messages, videos).shared_with(prompt))
+            (remembered,) = write_prompts(self.processor, [self._messages], videos)
+            end = max(end, remembered.shared_with(prompt))
         return prompt[:end]
 
     # Answers
@@ -564,7 +557,8 @@ class VideoPandaSession:
         before, videos = len(self._cached), self._videos_completed()
         try:
             if videos and videos[-1].waiting:
-                self._fill_cache(self._prefix(videos), self._encode(videos[-1].waiting))
+                features = encode(self.model, self._pixels_of(videos[-1].waiting))
+                self._fill_cache(self._prefix(videos), features)
             prompts = self._prompts(videos, questions)
             self._crop(min(self._shared(prompt) for prompt in prompts))
             yield prompts
@@ -617,6 +611,14 @@ class StopWhenSet(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+def add_chosen_frames(session: VideoPandaSession, frames) -> None:
+    """Adds all of these frames, which were chosen of a file before. A single one is a picture."""
+    if len(frames) == 1:
+        session.add_picture(frames[0])
+    else:
+        session.add(frames, rate=session.fps)  # at its own rate, a session takes them all
 
 
 def is_in_memory(video) -> bool:

@@ -497,6 +497,3 @@ def save_head(head: VideoPandaDistillationHead, folder: Path | None, kind: str =
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(state, folder / f"{kind}{HEAD_FILE}", {"format": "pt"})
-
-
-__all__ = ["VideoPandaDistillationHead", "VideoPandaTeacher", "attach_distillation_head", "distillation_loss"]

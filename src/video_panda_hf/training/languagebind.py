@@ -161,6 +161,3 @@ def tensors_of(file: Path, wanted) -> Iterator[tuple[str, torch.Tensor]]:
     if not isinstance(tensors, dict) or not all(isinstance(tensors.get(key), torch.Tensor | None) for key in wanted):
         raise ValueError(f"{file} should hold tensors by name.")
     yield from ((key, tensors[key]) for key in wanted if tensors.get(key) is not None)
-
-
-__all__ = ["LanguageBindVideoTower"]

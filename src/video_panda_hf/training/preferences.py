@@ -103,6 +103,3 @@ def last_answer(labels: torch.Tensor) -> torch.Tensor:
     end = int((labels != IGNORED).nonzero().max()) if (labels != IGNORED).any() else 0
     start = int((labels[:end] == IGNORED).nonzero().max()) + 1 if (labels[:end] == IGNORED).any() else 0
     return torch.cat([torch.full_like(labels[:start], IGNORED), labels[start:]])
-
-
-__all__ = ["VideoPandaPreferenceCollator", "load_preferences"]

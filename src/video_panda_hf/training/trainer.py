@@ -110,7 +110,7 @@ class VideoPandaTrainer(Trainer):
             self.teacher = self.load_teacher()
             self.distillation_head = self.add_distillation_head()
         if args.picture_teacher is not None:
-            self.picture_teacher = self.load_picture_teacher()
+            self.picture_teacher = self.pretrained_teacher(args.picture_teacher)
             self.picture_distillation_head = self.add_distillation_head(PICTURES)
         is_sharded = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
         if args.world_size > 1 or is_sharded or not args.train_language:  # alone, text would have no gradient at all
@@ -123,10 +123,6 @@ class VideoPandaTrainer(Trainer):
     def load_teacher(self) -> VideoPandaTeacher:
         """Loads `args.distillation_teacher` in the dtype of mixed precision. Raises `ValueError` for FSDP1, ZeRO-3."""
         return self.pretrained_teacher(self.args.distillation_teacher)
-
-    def load_picture_teacher(self) -> VideoPandaTeacher:
-        """The same for `args.picture_teacher`."""
-        return self.pretrained_teacher(self.args.picture_teacher)
 
     def pretrained_teacher(self, name_or_path: str) -> VideoPandaTeacher:
         if self.is_fsdp_enabled and not getattr(self.accelerator, "is_fsdp2", False):
@@ -555,7 +551,7 @@ def results_table(log_history: list[dict[str, float]]) -> str | None:
         training_loss = entry.get("loss", training_loss)
         if metrics := metrics_of(entry):
             training = {"Step": entry["step"], "Epoch": entry.get("epoch"), "Training Loss": training_loss}
-            rows[entry["step"]] = {**training, **{"Validation Loss": metrics.pop("Loss")}, **metrics}
+            rows[entry["step"]] = {**training, "Validation Loss": metrics.pop("Loss"), **metrics}
     if not rows:
         return None
     names = list(next(iter(rows.values())))
