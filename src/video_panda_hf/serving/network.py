@@ -125,6 +125,7 @@ class Download:
         scheme, host, port, path = self._checked(url)
         connection = http.client.HTTPConnection(host, port)
         connection.default_port = DEFAULT_PORTS[scheme]
+        connection.auto_open = 0  # it uses the checked socket or none
         connection.sock = self._connected(scheme, host, port)
         connection.request("GET", path, headers={"Accept": "*/*", "User-Agent": "video-panda"})
         return connection.getresponse()
