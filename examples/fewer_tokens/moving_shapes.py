@@ -4,8 +4,10 @@
 
 The scale is that of examples/moving_shapes/teachers.py, with the same clips and the same language model to start from:
 pictures of 32 pixels, two rows of two tokens a frame. Each trained model is a line of `models.jsonl` in the output
-folder; to go on with a run that was stopped, repeat the command. The times are the processor's, of a prompt's forward
-pass with STAB, as a share of the one with all rows in the same run.
+folder; to go on with a run that was stopped, repeat the command.
+
+What rows cost is measured at the released size of a frame: 8 frames of 448 pixels, STAB as released, a language model
+of SmolLM2-135M's sizes, all with random weights. The times are the processor's, of the forward pass with STAB.
 """
 
 import sys
@@ -16,16 +18,26 @@ from pathlib import Path
 import numpy as np
 import torch
 from rows import ROWS, RowDropoutTrainer, fewer_rows
+from transformers import LlamaConfig
 
+from video_panda_hf import (
+    VideoPandaConfig,
+    VideoPandaForConditionalGeneration,
+    VideoPandaProcessor,
+    VideoPandaVisionConfig,
+)
 from video_panda_hf.training import VideoPandaTrainer
 
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "moving_shapes"))
-from quick import share_right, tensors
+from quick import share_right
 from teachers import Scale, about_time, compare, lines_of_runs, prepared, trained_student
+from train import new_tokenizer
 
 
-REPEATS = 15
+REPEATS = 3
+LANGUAGE = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+LANGUAGE |= {"num_key_value_heads": 3, "tie_word_embeddings": True}
 
 
 def main() -> None:
@@ -41,51 +53,57 @@ def run(output: Path, scale: Scale, seeds) -> dict:
         seeds,
         lambda dropout, seed: trained(output, dropout, training, held_out, seed, scale),
     )
-    return {"scale": vars(scale), "models": models}
+    return {"scale": vars(scale), "models": models, "costs": costs(LANGUAGE, {}, 448)}
 
 
 def trained(output: Path, dropout: bool, training: list[dict], held_out: list[dict], seed: int, scale: Scale) -> dict:
-    """Shares of right answers about held-out clips, tokens of a prompt and seconds, for each number of rows."""
+    """The processor's seconds of the training, and the shares of right answers about held-out clips by rows."""
     trainer_class = RowDropoutTrainer if dropout else VideoPandaTrainer
     model, seconds = trained_student(output, training, seed, scale, trainer_class)
-    found = {"seconds": seconds, "rows": {}}
-    for rows in ROWS:
-        right = share_right(model, held_out, partial(fewer_rows, model, rows=rows))
-        found["rows"][rows] = {"right": right, **cost(model, held_out[:32], rows)}
-    return found
+    right = {rows: share_right(model, held_out, partial(fewer_rows, model, rows=rows)) for rows in ROWS}
+    return {"seconds": seconds, "right": right}
 
 
 @torch.no_grad()
-def cost(model, examples: list[dict], rows: str) -> dict[str, float]:
-    """Mean tokens of a prompt and its answer, and the median of the processor's seconds for the forward pass."""
-    batch, seconds = tensors(examples), []
-    batch.pop("labels")
-    for _ in range(REPEATS):
-        start = time.process_time()
-        inputs = fewer_rows(model, batch, rows)
-        model(**inputs, logits_to_keep=1)
-        seconds.append(time.process_time() - start)
-    return {
-        "tokens": float(inputs["attention_mask"].sum() / len(examples)),
-        "prefill_seconds": float(np.median(seconds)),
-    }
+def costs(language: dict, vision: dict, side: int) -> dict[str, dict]:
+    """By rows: the tokens of a prompt about 8 square frames, and the least of the processor's seconds for it."""
+    tokenizer = new_tokenizer()
+    tokenizer.model_max_length = 4096
+    processor = VideoPandaProcessor.from_text_pretrained(tokenizer, side, vision.get("patch_size", 14))
+    text = LlamaConfig(vocab_size=len(processor.tokenizer), pad_token_id=tokenizer.pad_token_id, **language)
+    config = VideoPandaConfig(
+        text_config=text,
+        vision_config=VideoPandaVisionConfig(image_size=side, **vision),
+        video_token_id=processor.video_token_id,
+        row_token_id=processor.row_token_id,
+    )
+    model = VideoPandaForConditionalGeneration(config).eval()
+    frames = np.random.default_rng(0).integers(0, 256, (8, side, side, 3), dtype=np.uint8)
+    prompt = dict(processor(text="<video>What is this?", videos=[frames], return_tensors="pt"))
+    found = {}
+    for rows in ROWS:
+        seconds = []
+        for _ in range(REPEATS):
+            start = time.process_time()
+            inputs = fewer_rows(model, prompt, rows)
+            model(**inputs, logits_to_keep=1)
+            seconds.append(time.process_time() - start)
+        found[rows] = {"tokens": int(inputs["attention_mask"].sum()), "seconds": min(seconds)}
+    return found
 
 
 def table(result: dict) -> str:
-    lines = ["| rows | tokens | time | trained without | with row dropout |", "|---|---:|---:|---:|---:|"]
-    models = {
-        dropout: [m["rows"] for m in result["models"] if m["row_dropout"] == dropout] for dropout in (False, True)
-    }
+    """Per cent right, mean of the seeds, by rows: about time, and about looks (colours and shapes)."""
+    costs, columns = result["costs"], {"without": False, "with": True}
+    headings = [f"{kind}, {name} row dropout" for name in columns for kind in ("time", "looks")]
+    lines = ["| rows | tokens | seconds | " + " | ".join(headings) + " |", "|---|" + "---:|" * (2 + len(headings))]
     for rows in ROWS[::-1]:
-        of_rows = [model[rows] for found in models.values() for model in found]
-        whole = np.mean([model["all"]["prefill_seconds"] for found in models.values() for model in found])
-        share = np.mean([found["prefill_seconds"] for found in of_rows]) / whole
-        cells = [rows, f"{np.mean([found['tokens'] for found in of_rows]):.0f}", f"{share:.2f} ×"]
-        for found in models.values():
-            right = [model[rows]["right"] for model in found]
-            shares = [np.mean([shares[row] for row in about_time(shares)]) for shares in right]
-            looks = [np.mean([shares[row] for row in ("colour", "shape")]) for shares in right]
-            cells.append(f"{100 * np.mean(shares):.1f} about time, {100 * np.mean(looks):.1f} about looks")
+        share = costs[rows]["seconds"] / costs["all"]["seconds"]
+        cells = [rows, f"{costs[rows]['tokens']:,}", f"{share:.2f} ×"]
+        for dropout in columns.values():
+            right = [model["right"][rows] for model in result["models"] if model["row_dropout"] == dropout]
+            for names in (about_time(right[0]), ("colour", "shape")):
+                cells.append(f"{100 * np.mean([[shares[name] for name in names] for shares in right]):.1f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

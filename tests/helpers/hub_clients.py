@@ -23,6 +23,8 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
+for name in [name for name in sys.modules if name.split(".")[0] in Missing.packages]:
+    del sys.modules[name]  # torchvision imports PyAV up to 0.21
 sys.meta_path.insert(0, Missing())
 
 import torch
