@@ -26,6 +26,7 @@ from .settings import ServerSettings
 
 
 logger = logging.getLogger(__name__)
+COLDEST = 1e-5  # at lower temperatures the likeliest token is taken: divided by them, scores would be infinite
 STOPPED = RequestError(503, "the request was stopped.", code="stopped")
 
 
@@ -266,7 +267,7 @@ def message_of(message, parts) -> dict:
 
 def sampling_of(asked: ChatRequest) -> dict:
     """Options of `generate`; those of the checkpoint where a request says nothing."""
-    if asked.temperature == 0:
+    if asked.temperature is not None and asked.temperature < COLDEST:
         return {"do_sample": False}
     if asked.temperature is None and asked.top_p in (None, 1):
         return {}
