@@ -594,6 +594,27 @@ def test_the_end_of_the_server_ends_answers_that_would_take_long(monkeypatch, ca
         sock.close()
 
 
+def test_the_end_of_the_server_does_not_wait_for_a_video(monkeypatch, caplog):
+    """What decodes cannot be told to end."""
+    from video_panda_hf.serving import app
+
+    monkeypatch.setattr(app, "SHUTDOWN_SECONDS", 0.2)
+    decoding, done = threading.Semaphore(0), threading.Event()
+    with serving() as server:
+        monkeypatch.setattr(server.engine, "prepare", lambda *_: decoding.release() or done.wait(60))
+        begun = [server.begin("Hello?", stream=number == 0) for number in range(4)]  # two of them wait for a thread
+        for _ in range(2):
+            decoding.acquire()
+        assert server.wait_until(lambda: len(server.engine.jobs) == 4)
+    done.set()
+    for sock in begun:
+        answer = sock.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 503") and b"the request was stopped" in answer
+        sock.close()
+    gc.collect()
+    assert not server.engine.jobs and not caplog.records
+
+
 # Faults
 
 

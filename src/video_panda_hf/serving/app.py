@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .engine import Answer, Engine, Job
+from .engine import STOPPED, Answer, Engine, Job
 from .errors import RequestError, too_large
 from .requests import ChatRequest, read_request
 from .settings import ServerSettings
@@ -303,7 +303,7 @@ async def answer(request: Request, engine: Engine) -> Response:
     asked = await asyncio.to_thread(read_request, body, settings)
     del body
     job = Job(engine, asked)
-    leaving = asyncio.ensure_future(until_gone(request))
+    job.leaving = leaving = asyncio.ensure_future(until_gone(request))
     is_streaming = False
     try:
         inputs = await unless(leaving, job.prepare())
@@ -325,12 +325,12 @@ async def until_gone(request: Request) -> None:
 
 
 async def unless(leaving: asyncio.Future, work):
-    """What `work` gives, unless the client goes away first."""
+    """What `work` gives, unless the client goes away or the server ends (which cancels `leaving`) first."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise GONE
+            raise STOPPED if leaving.cancelled() else GONE
         return task.result()
     finally:
         task.cancel()

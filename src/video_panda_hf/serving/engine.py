@@ -67,10 +67,14 @@ class Engine:
         self.decoding = ThreadPoolExecutor(settings.decoding_threads, "decode", copy_processor)
         self.generating = ThreadPoolExecutor(1, "generate")
         self.jobs: set[Job] = set()
+        self.is_closed = False
 
     def close(self) -> None:
+        self.is_closed = True
         for job in list(self.jobs):
             job.stop()
+            if job.leaving is not None:
+                job.leaving.cancel()  # what is decoded cannot be ended, and is not waited for
         for pool in (self.fetching, self.decoding, self.generating):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -143,6 +147,7 @@ class Job:
         self.downloads: list[Download] = []
         self.running: dict[Future, asyncio.Future] = {}
         self.closing = ExitStack()
+        self.leaving: asyncio.Future | None = None  # is done when the client has gone away
         engine.jobs.add(self)
 
     async def prepare(self):
@@ -212,10 +217,11 @@ class Job:
             future.cancel()
 
     async def close(self) -> None:
-        """Stops, and waits until no thread works on the request any more."""
+        """Stops, and waits until no thread works on the request any more, unless the whole server ends."""
         self.stop()
-        await asyncio.gather(*self.running.values(), return_exceptions=True)
-        self.closing.close()
+        if not self.engine.is_closed:
+            await asyncio.gather(*self.running.values(), return_exceptions=True)
+            self.closing.close()
         self.engine.jobs.discard(self)
 
 
