@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .engine import STOPPED, Answer, Engine, Job
+from .engine import STOPPED, Answer, Engine, Job, take_error
 from .errors import RequestError, too_large
 from .requests import ChatRequest, read_request
 from .settings import ServerSettings
@@ -334,7 +334,7 @@ async def unless(leaving: asyncio.Future, work):
         return task.result()
     finally:
         task.cancel()
-        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else will ask for it
+        task.add_done_callback(take_error)
 
 
 def completion(asked: ChatRequest, found: Answer) -> dict:

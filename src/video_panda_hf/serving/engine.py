@@ -200,6 +200,7 @@ class Job:
         except RuntimeError:  # the server is ending
             raise STOPPED from None
         self.running[future] = asyncio.wrap_future(future)
+        self.running[future].add_done_callback(take_error)
         try:
             return await asyncio.shield(self.running[future])
         except asyncio.CancelledError:
@@ -223,6 +224,12 @@ class Job:
             await asyncio.gather(*self.running.values(), return_exceptions=True)
             self.closing.close()
         self.engine.jobs.discard(self)
+
+
+def take_error(ended: asyncio.Future) -> None:
+    """Asks for the error of what has ended, which is logged otherwise where nobody waits for it any more."""
+    if not ended.cancelled():
+        ended.exception()
 
 
 def frames_of(asked: ChatRequest, settings: ServerSettings, video_processor) -> list[dict]:
