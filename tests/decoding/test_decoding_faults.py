@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -467,6 +468,37 @@ def test_a_table_of_more_packets_than_the_file_holds_is_refused(where, strict, f
     with pytest.raises(CorruptVideoError, match=r"lists 6\d{7} packets"):
         decode_video(bomb, strict=strict)
     assert time.monotonic() - start < 2
+
+
+def box_of(kind: bytes, *inside: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + sum(map(len, inside)), kind) + b"".join(inside)
+
+
+@pytest.mark.parametrize("where", ["behind another", "beside the others", "compressed", "compressed twice", "a bomb"])
+def test_such_a_table_is_found_wherever_ffmpeg_reads_it(where, folder):
+    data = (folder / "h264.mp4").read_bytes()
+    begin, table = data.index(b"moov") - 4, data.index(b"stsz") + 4
+    bomb = data[:table] + struct.pack(">III", 0, 1, 60_000_000) + data[table + 12 :]
+    size = int.from_bytes(data[begin : begin + 4], "big")
+    moov, rest = bomb[begin : begin + size], data[:begin] + data[begin + size :]
+
+    def compressed(tables: bytes) -> bytes:
+        packed = struct.pack(">I", len(tables)) + zlib.compress(tables, 9)
+        return box_of(b"moov", box_of(b"cmov", box_of(b"dcom", b"zlib"), box_of(b"cmvd", packed)))
+
+    track = moov[moov.index(b"trak") - 4 :]
+    video = {
+        "behind another": box_of(b"junk", b"junk") + rest + moov,
+        "beside the others": track[: int.from_bytes(track[:4], "big")] + data,
+        "compressed": rest + compressed(moov),
+        "compressed twice": rest + compressed(compressed(moov)),
+        "a bomb": rest + compressed(bytes(10**8)),
+    }[where]
+    with pytest.raises(CorruptVideoError, match=r"lists 6\d{7} packets|tables are compressed"):
+        decode_video(video)
+    assert data.index(b"mdat") < begin  # so the packets stay where they are
+    good = data[:begin] + compressed(data[begin : begin + size])
+    np.testing.assert_array_equal(decode_video(good)[0], decode_video(data)[0])
 
 
 def test_more_frames_than_memory_holds_are_refused(folder):

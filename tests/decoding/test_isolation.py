@@ -1,5 +1,6 @@
 """A worker process decodes: a crash, a hang or a bomb is an error there, and nothing is left of it."""
 
+import base64
 import io
 import os
 import re
@@ -31,6 +32,7 @@ from video_panda_hf.decoding import (
     decode_picture,
     decode_video,
     isolation,
+    worker,
 )
 from video_panda_hf.processing import VideoPandaVideoProcessor
 
@@ -295,8 +297,102 @@ def test_many_videos_leave_no_descriptor_open(clip, workers):
 
 @pytest.mark.parametrize("answer", [{}, {"count": "many"}, {"count": 3, "duration": [], "size": [1]}])
 def test_a_worker_that_says_something_else_is_ended(clip, workers, answer, monkeypatch):
-    monkeypatch.setattr(isolation.Channel, "receive", lambda self: (answer, b""))
+    monkeypatch.setattr(isolation.Channel, "receive", lambda *_: (answer, b""))
     with pytest.raises(VideoDecodeError, match=r"clip\.mp4.*worker process"):
         decode_video(clip, limits=ISOLATED)
     monkeypatch.undo()
     assert len(decode_video(clip, limits=ISOLATED)[0]) == 48
+
+
+TAKEN_OVER = """
+import json, os, socket, struct, sys, time
+_, _, channel, _ = json.loads(sys.argv[1])
+sock = socket.socket(fileno=channel)
+def get():
+    text, data = struct.unpack(">II", sock.recv(8, socket.MSG_WAITALL))
+    return json.loads(sock.recv(text, socket.MSG_WAITALL))
+def say(text, data=b""):
+    sock.sendall(struct.pack(">II", len(text), len(data)) + text.encode() + data)
+def facts(count="3", duration="1", size="[2, 2]", times=b""):
+    say('{"count": %s, "duration": %s, "size": %s, "is_picture": false}' % (count, duration, size), times)
+get()
+"""
+SAID = {
+    "a number": "say('5')",
+    "deep JSON": "say('[' * 10**6)",
+    "a long text": "say('[' + '[],' * 2**21 + '0]')",
+    "a long message": "sock.sendall(struct.pack('>II', 10, 2**32 - 1))",
+    "an endless duration": "facts(duration='1e999')",
+    "a duration that is none": "facts(duration='NaN')",
+    "a count of 10^12": "facts(count='9' * 12)",
+    "a count of infinity": "facts(count='1e999')",
+    "no frame": "facts(count='0')",
+    "a negative size": "facts(size='[-2, 2]')",
+    "too few times": "facts(times=bytes(8))",
+    "times that are none": "facts(times=bytes([255]) * 24)",
+    "warnings that are none": "facts(); get(); sock.recv(1); say('{\"warnings\": 5}')",
+    "an answer that is none": "facts(); get(); sock.recv(1); say('[]')",
+    "a reading of nothing": "say('{\"read\": 5}'); get()",
+    "endless readings": "while True: say('{\"read\": [0, 1]}'); get()",
+    "a byte at a time": "while True: sock.sendall(bytes([0, 0, 1, 0])); time.sleep(0.1)",
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_a_worker_that_was_taken_over_gets_an_error_only(said, clip, workers, monkeypatch):
+    monkeypatch.setattr(isolation, "GRACE", 0.1)
+    monkeypatch.setattr(isolation, "_START", TAKEN_OVER + SAID[said])
+    with pytest.raises(VideoDecodeError, match=r"clip\.mp4"):
+        decode_video(clip, limits=DecodeLimits(max_seconds=1), isolate=True)
+    monkeypatch.undo()
+    isolation._pool.end()
+    assert len(decode_video(clip, isolate=True)[0]) == 48
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux seals memory")
+def test_a_worker_cannot_take_back_the_memory_it_shares(clip, workers, monkeypatch):
+    """The parent would die of it by SIGBUS."""
+    cut = """
+facts()
+get()
+memory = socket.recv_fds(sock, 1, 1)[1][0]
+try:
+    os.ftruncate(memory, 0)
+    say('{"warnings": ["cut"]}')
+except PermissionError:
+    say('{"warnings": ["refused"]}')
+get()
+"""
+    monkeypatch.setattr(isolation, "_START", TAKEN_OVER + cut)
+    with pytest.warns(VideoDecodeWarning, match="refused"):
+        frames, _ = decode_video(clip, indices=[1], isolate=True)
+    assert frames.sum() == 0
+    isolation._pool.end()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the memory of a process")
+def test_kept_memory_is_not_taken_from_the_next_video(clip, workers, tmp_path):
+    size = {"width": 1024, "height": 1024, "frames": 20, "gop": 10}
+    large = VideoSpec("large.mp4", "libx264", options={"preset": "ultrafast"}, **size).write(tmp_path)
+    assert decode_video(large, isolate=True)[0].nbytes < worker.KEPT_BYTES
+    frames, _ = decode_video(large, indices=[15], limits=DecodeLimits(max_memory_bytes=48 * 2**20), isolate=True)
+    assert read_number(frames[0]) == 15 and len(workers) == 1
+
+
+def test_bytes_that_are_too_long_for_a_message_are_read_in_parts(clip, workers, monkeypatch):
+    data = clip.read_bytes()
+    expected, _ = decode_video(clip)
+    monkeypatch.setattr(isolation, "LONGEST", 1000)
+    for source in (data, io.BytesIO(data), "data:video/mp4;base64," + base64.b64encode(data).decode()):
+        np.testing.assert_array_equal(decode_video(source, isolate=True)[0], expected)
+    assert len(workers) == 1
+
+
+def test_a_worker_that_stopped_while_it_was_idle_is_replaced(clip, workers, monkeypatch):
+    """It does not read what is sent to it, and a long message does not fit into the pipe."""
+    monkeypatch.setattr(isolation, "GRACE", 2)
+    decode_video(clip, isolate=True)
+    workers[0].process.send_signal(signal.SIGSTOP)
+    data = clip.read_bytes() + bytes(2**22)
+    frames, _ = decode_video(data, indices=[5], limits=DecodeLimits(max_seconds=1), isolate=True)
+    assert read_number(frames[0]) == 5 and len(workers) == 2

@@ -1,6 +1,7 @@
 """The server's answers: those of `generate`, in OpenAI's form, for one request and for many."""
 
 import base64
+import gc
 import json
 import socket
 import threading
@@ -179,6 +180,13 @@ def test_a_seed_gives_one_answer_and_sampling_gives_many(server):
     assert {sampled(seed, temperature=2, top_p=1e-6) for seed in range(2)} == {greedy}
 
 
+@pytest.mark.parametrize("temperature", [0, 5e-324, 1e-40, 9e-6])
+def test_the_coldest_answer_is_the_likeliest(temperature, server):
+    """Scores that are divided by next to nothing are infinite, and no token can be drawn."""
+    status, answer = server.ask("What is it?", max_tokens=3, temperature=temperature, seed=1)
+    assert (status, text_of(answer)) == (200, text_of(server.ask("What is it?", max_tokens=3, temperature=0)[1]))
+
+
 def test_an_answer_ends_at_a_stop_or_at_the_longest_length(server):
     whole = "A red circle moves to the left."
     for stop, words in ((" moves", "A red circle"), (["left", "circle"], "A red"), ("none", whole), (["A", "."], "")):
@@ -274,6 +282,10 @@ MALFORMED = {
     b'[{"role": "user", "content": "?"}]}',
     "faults without number": b'{"model": "panda", "messages": [' + b"{}," * 400_000 + b"{}]}",
     "a long name": b'{"model": "panda", "' + b"x" * 10**6 + b'": 1, "messages": [{"role": "user", "content": "?"}]}',
+    "fields without number": b'{"model": "panda", "messages": [{"role": "user", "content": "?"}], '
+    b'"mm_processor_kwargs": {' + b",".join(b'"%d": 1' % number for number in range(100_000)) + b"}}",
+    "half a character in a stop": b'{"model": "panda", "stop": "\\ud800", "messages": '
+    b'[{"role": "user", "content": "?"}]}',
     "an empty stop": b'{"model": "panda", "stop": "", "messages": [{"role": "user", "content": "?"}]}',
 }
 
@@ -329,6 +341,9 @@ def test_counts_and_lengths_have_limits(server):
     assert status == 400 and answer["error"]["param"] == "max_tokens"
     assert server.ask("x" * 1_000_001)[0] == 413
     assert server.post(b'{"model": [' + b"0," * 1_000_001 + b"0]}")[0] == 413
+    parts = [{"type": "text", "text": ""}] * 1000
+    status, answer = server.post({"model": "panda", "messages": [{"role": "user", "content": parts}] * 11})
+    assert status == 413 and "parts of the messages: 11000, above" in answer["error"]["message"]
     status, answer = server.ask("word " * 20_000)
     assert status == 400 and answer["error"]["code"] == "context_length_exceeded"
 
@@ -513,6 +528,27 @@ def test_generation_ends_when_the_client_goes_away(server, monkeypatch):
     assert server.ask(video(RED), DESCRIBE)[0] == 200
 
 
+def test_a_client_that_goes_away_leaves_no_traceback(server, caplog):
+    for number in range(12):
+        sock = server.begin(video(RED), DESCRIBE, stream=number % 2 == 0)
+        server.wait_until(lambda: server.engine.jobs, 0.2)
+        sock.close()
+    assert server.wait_until(lambda: not server.engine.jobs)
+    gc.collect()  # what nobody asked for is told then
+    assert server.ask("?", max_tokens=1)[0] == 200 and not caplog.records
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HT", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET"])
+def test_a_connection_without_a_request_is_closed(sent, monkeypatch):
+    from video_panda_hf.serving import app
+
+    monkeypatch.setattr(app, "HEAD_SECONDS", 0.2)
+    with serving() as server, socket.create_connection(("127.0.0.1", server.port), timeout=30) as sock:
+        sock.sendall(sent)
+        answer = sock.makefile("rb").read()  # until the server closes it
+        assert answer.count(b"HTTP/1.1 200 OK") == sent.count(b"\r\n\r\n")
+
+
 def test_a_client_that_goes_away_while_it_sends_leaves_nothing(server):
     for sent in (b"", b'{"model": "pan', b'{"model": "panda"'):
         with socket.create_connection(("127.0.0.1", server.port)) as sock:
@@ -556,6 +592,27 @@ def test_the_end_of_the_server_ends_answers_that_would_take_long(monkeypatch, ca
         assert b"the request was stopped" in answer
         assert answer.startswith(b"HTTP/1.1 503" if sock is not begun[0] else b"HTTP/1.1 200")
         sock.close()
+
+
+def test_the_end_of_the_server_does_not_wait_for_a_video(monkeypatch, caplog):
+    """What decodes cannot be told to end."""
+    from video_panda_hf.serving import app
+
+    monkeypatch.setattr(app, "SHUTDOWN_SECONDS", 0.2)
+    decoding, done = threading.Semaphore(0), threading.Event()
+    with serving() as server:
+        monkeypatch.setattr(server.engine, "prepare", lambda *_: decoding.release() or done.wait(60))
+        begun = [server.begin("Hello?", stream=number == 0) for number in range(4)]  # two of them wait for a thread
+        for _ in range(2):
+            decoding.acquire()
+        assert server.wait_until(lambda: len(server.engine.jobs) == 4)
+    done.set()
+    for sock in begun:
+        answer = sock.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 503") and b"the request was stopped" in answer
+        sock.close()
+    gc.collect()
+    assert not server.engine.jobs and not caplog.records
 
 
 # Faults

@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import math
 import mmap
 import os
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,7 +26,7 @@ from .groups import decoding_threads
 from .pictures import is_folder, open_source_as
 from .readers import FrameReader
 from .sources import VideoSource, is_data_url, is_url, open_source
-from .worker import KEPT_BYTES, Channel
+from .worker import KEPT_BYTES, LONGEST, Channel
 
 
 IDLE_WORKERS = 8  # at most so many are kept
@@ -67,7 +69,7 @@ class Worker:
                 start_new_session=True,  # Ctrl-C is for this process
                 env=os.environ | {"MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1"},  # threads reserve addresses
             )
-        self.channel, self.videos = Channel(ours), 0
+        self.channel, self.videos = Channel(ours, is_parents=True), 0
 
     def forget(self) -> None:
         """Closes this process's ends only."""
@@ -141,13 +143,13 @@ def _open_isolated(kind: str, source: VideoSource, budget: Budget, all_times: bo
         file = None
         if isinstance(source, list):
             request["name"] = [_full_name(name) for name in source]
-        elif is_data_url(source) or is_url(source) or is_folder(source):
+        elif (is_data_url(source) and len(source) < LONGEST) or is_url(source) or is_folder(source):
             request["name"] = _full_name(source)
         else:
             readable = closing.enter_context(open_source(source, budget))
             if isinstance(readable, str):
                 request["name"] = os.path.abspath(readable.removeprefix("file:"))
-            elif isinstance(source, (bytes, bytearray, memoryview)):
+            elif isinstance(source, (bytes, bytearray, memoryview)) and memoryview(source).nbytes <= LONGEST:
                 request["source"], data = "bytes", memoryview(source).cast("B")
             else:
                 file = readable
@@ -164,11 +166,14 @@ def _remote_reader(request: dict, data, file: BinaryIO | None, budget: Budget) -
         try:
             worker.channel.socket.settimeout(_patience(budget))
             worker.channel.send(request, data)
-        except (BrokenPipeError, ConnectionResetError):  # it had ended while it was idle
+        except OSError:  # it had ended while it was idle, or does not listen
             worker.end()
             worker = _pool.take(fresh=True)
             worker.channel.socket.settimeout(_patience(budget))
-            worker.channel.send(request, data)
+            try:
+                worker.channel.send(request, data)
+            except OSError:
+                raise _died(worker, budget.video) from None
         reader = RemoteReader(worker, file, budget)
         yield reader
         reader.close()
@@ -204,7 +209,11 @@ class RemoteReader(FrameReader):
             self.is_picture = bool(facts["is_picture"])
             height, width = map(int, facts["size"])
             self.times = np.frombuffer(times) if times else None
-        except (KeyError, TypeError, ValueError):  # a video has taken it over
+            if min(self.count, height, width) < 1 or not math.isfinite(self.duration or 0):
+                raise ValueError("this is no video")
+            if self.times is not None and (len(self.times) != self.count or not np.isfinite(self.times).all()):
+                raise ValueError("these are no times of it")
+        except (KeyError, TypeError, ValueError, OverflowError):  # a video has taken it over
             raise self._died() from None
         self._set_size(height, width)
 
@@ -224,7 +233,9 @@ class RemoteReader(FrameReader):
             finally:
                 os.close(descriptor)
         answer, _ = self._receive()
-        for text in answer.get("warnings", ()):
+        if not isinstance(told := answer.get("warnings"), list):
+            raise self._died()
+        for text in told:
             warnings.warn(str(text), VideoDecodeWarning, stacklevel=3)
         self.is_open = True
         frames = np.frombuffer(memory, dtype=np.uint8, count=size).reshape(shape)
@@ -250,17 +261,18 @@ class RemoteReader(FrameReader):
 
     def _receive(self) -> tuple[dict, bytes]:
         """The worker's next answer. Until then, it may read from `file`."""
+        patience = _patience(self.budget)
+        end = math.inf if patience is None else time.monotonic() + patience  # however much it says until then
         while True:
             try:
-                self.worker.channel.socket.settimeout(_patience(self.budget))
-                answer, data = self.worker.channel.receive()
+                answer, data = self.worker.channel.receive(end)
             except TimeoutError:
                 limit = self.budget.limits.max_seconds
                 raise VideoLimitError(
                     f"{self.video}: its worker process did not answer within the limit of {limit:.10g} s and was "
                     "ended. If you trust the video, pass `limits=DecodeLimits(max_seconds=...)`."
                 ) from None
-            except (EOFError, OSError, ValueError):
+            except (EOFError, OSError):
                 raise self._died() from None
             if "error" in answer:
                 found = getattr(errors, str(answer["error"]), None)
@@ -269,26 +281,32 @@ class RemoteReader(FrameReader):
                 raise _Refused(found(str(answer.get("message"))))
             if "read" not in answer:
                 return answer, data
-            self._send(*self._read_for_worker(*answer["read"]))
+            self._send(*self._read_for_worker(answer["read"]))
 
-    def _read_for_worker(self, position: int, size: int) -> tuple[dict, bytes]:
+    def _read_for_worker(self, wanted) -> tuple[dict, bytes]:
         try:
             assert self.file is not None
+            position, size = wanted
             self.file.seek(position)
-            return {}, self.file.read(size)
+            return {}, self.file.read(min(max(0, size), LONGEST))
         except Exception as error:
             return {"failed": str(error)}, b""
 
     def _died(self) -> VideoDecodeError:
         self.is_open = False
-        with suppress(subprocess.TimeoutExpired):
-            self.worker.process.wait(1)
-        status = self.worker.end()
-        how = f"signal {-status}" if status < 0 else f"status {status}"
-        return CorruptVideoError(
-            f"{self.video}: the worker process that decoded it ended ({how}). It is damaged, or there was too little "
-            "memory. Replace the file."
-        )
+        return _died(self.worker, self.video)
+
+
+def _died(worker: Worker, video: str) -> VideoDecodeError:
+    """What to say of a worker that has ended, or says what no worker of ours does. It is ended."""
+    with suppress(subprocess.TimeoutExpired):
+        worker.process.wait(1)
+    status = worker.end()
+    how = f"signal {-status}" if status < 0 else f"status {status}"
+    return CorruptVideoError(
+        f"{video}: the worker process that decoded it ended ({how}). It is damaged, or there was too little memory. "
+        "Replace the file."
+    )
 
 
 def _full_name(source: str | os.PathLike) -> str:

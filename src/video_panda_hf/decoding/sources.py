@@ -5,8 +5,9 @@ import io
 import os
 import re
 import stat
+import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO, TypeGuard
 
@@ -48,6 +49,8 @@ _MP4_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"m
 # The number of packets in a table where all have one size, and in a fragment's table without their sizes.
 _SAMPLE_TABLE = re.compile(rb"stsz\0...(?!\0\0\0\0)....(....)|trun\0[\0\1]..(....)", re.DOTALL)
 _PACKETS_OF_ANY_FILE = 4 * 10**6
+_BOXES_WITH_TABLES = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsz", b"moof", b"traf", b"trun"}
+_LARGEST_TABLES = 2**26  # bytes of those that are compressed
 _TAIL = 64  # bytes at the end of a file to check; some writers pad
 _READ_SIZE = 2**18  # bytes that one read of a Python file object asks for
 # Accept titles and tags that are not UTF-8. PyAV does so by default since version 19.
@@ -153,7 +156,7 @@ def look_at(readable: str | BinaryIO, video: str) -> Look:
 
 def _check_sample_tables(file: BinaryIO, head: bytes, video: str) -> None:
     """FFmpeg takes memory for each packet that an mp4 file lists, and a few bytes can list many of one size."""
-    if head[4:8] not in _MP4_BOXES:
+    if isinstance(file, HttpFile) and head[4:8] not in _MP4_BOXES:  # FFmpeg takes a file for mp4 by any of its boxes
         return
     size, place, count = file.seek(0, os.SEEK_END), 0, 0
     while 0 <= place <= size - 16:
@@ -163,14 +166,28 @@ def _check_sample_tables(file: BinaryIO, head: bytes, video: str) -> None:
         length = int.from_bytes(box[8:], "big") if length == 1 else length or size - place
         if length < 8:
             return
-        if kind in (b"moov", b"moof"):
-            tables = _SAMPLE_TABLE.findall(file.read(max(0, min(length, size - place) - 16)))
-            count += sum(int.from_bytes(of_track or of_fragment, "big") for of_track, of_fragment in tables)
+        if kind in _BOXES_WITH_TABLES:
+            tables = box + file.read(max(0, min(length, size - place) - 16))
+            tables += _inflated(tables, video)
+            found = _SAMPLE_TABLE.findall(tables)
+            count += sum(int.from_bytes(of_track or of_fragment, "big") for of_track, of_fragment in found)
             if count > max(16 * size, _PACKETS_OF_ANY_FILE):
                 raise CorruptVideoError(f"{video}: lists {count} packets, more than its {size} bytes can hold.")
             if isinstance(file, HttpFile):  # each fragment would be a request
                 return
         place += length
+
+
+def _inflated(tables: bytes, video: str) -> bytes:
+    """The tables of a QuickTime file that compresses them. Raises `CorruptVideoError` where they are a bomb."""
+    if (place := tables.find(b"cmvd")) < 0:
+        return b""
+    inflater, found = zlib.decompressobj(), b""
+    with suppress(zlib.error):
+        found = inflater.decompress(tables[place + 8 :], _LARGEST_TABLES)
+    if inflater.unconsumed_tail or b"cmvd" in tables[place + 4 :] or b"cmvd" in found:
+        raise CorruptVideoError(f"{video}: its tables are compressed to a fraction, or twice. Replace the file.")
+    return found
 
 
 def _breaks_off(head: bytes, file: BinaryIO) -> str | None:

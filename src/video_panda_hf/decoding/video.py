@@ -267,7 +267,9 @@ class OpenedVideo:
         """The numbers of the frames that the function wants of `metadata`, where they are noted; by default all."""
         if self.is_picture:
             return [0]
-        total = self.metadata.total_num_frames
+        total, limits = self.metadata.total_num_frames, self._reader.budget.limits
+        if sample_indices_fn is None:  # before there is a list of them
+            check_limit(self._reader.video, "the number of frames asked for", total, limits.max_frames, "max_frames")
         numbers = range(total) if sample_indices_fn is None else sample_indices_fn(self.metadata)
         self.metadata.frames_indices = self.check(numbers)
         return self.metadata.frames_indices

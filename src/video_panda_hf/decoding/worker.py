@@ -6,6 +6,7 @@ A message is JSON and bytes. Nothing is pickled: whoever takes over the worker m
 import errno
 import io
 import json
+import math
 import mmap
 import os
 import select
@@ -27,7 +28,8 @@ from .readers import FrameReader
 
 
 _LENGTHS = struct.Struct(">II")  # of the JSON and of the bytes after it
-_LONGEST = 2**30
+LONGEST = 2**30  # bytes of each
+_LONGEST_ANSWER = 2**22  # bytes of the JSON of a worker: parsed, it may take a hundred times as much
 _ALL_PAGES = getattr(mmap, "MAP_POPULATE", 0)  # at once, which is faster than one by one as they are written
 KEPT_BYTES = 2**26  # memory for frames up to this size is kept, because new memory costs more than a copy
 _LOOKS = 1.0  # seconds between two looks whether the parent lives
@@ -36,8 +38,8 @@ _LOOKS = 1.0  # seconds between two looks whether the parent lives
 class Channel:
     """Sends and receives messages over a socket."""
 
-    def __init__(self, sock: socket.socket):
-        self.socket = sock
+    def __init__(self, sock: socket.socket, is_parents: bool = False):
+        self.socket, self.longest_text = sock, _LONGEST_ANSWER if is_parents else LONGEST
         self.memory: mmap.mmap | None = None  # what both sides share and keep
 
     def send(self, message: dict, data=b"") -> None:
@@ -45,18 +47,28 @@ class Channel:
         self.socket.sendall(_LENGTHS.pack(len(text), memoryview(data).nbytes) + text)
         self.socket.sendall(data)
 
-    def receive(self) -> tuple[dict, bytes]:
-        """Raises `EOFError` if the other side is gone."""
-        lengths = _LENGTHS.unpack(self._exactly(_LENGTHS.size))
-        if max(lengths) > _LONGEST:
+    def receive(self, end: float = math.inf) -> tuple[dict, bytes]:
+        """Raises `EOFError` if the other side is gone or sends no message, `TimeoutError` at the time `end`."""
+        lengths = _LENGTHS.unpack(self._exactly(_LENGTHS.size, end))
+        if lengths[0] > self.longest_text or lengths[1] > LONGEST:
+            raise EOFError("too long a message")
+        text, data = (self._exactly(length, end) for length in lengths)
+        try:
+            message = json.loads(text.decode("utf-8", "surrogatepass"))
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict):
             raise EOFError("not a message")
-        text, data = (self._exactly(length) for length in lengths)
-        return json.loads(text.decode("utf-8", "surrogatepass")), data
+        return message, data
 
-    def _exactly(self, count: int) -> bytes:
+    def _exactly(self, count: int, end: float) -> bytes:
         data = bytearray(count)
         view = memoryview(data)
         while view:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self.socket.settimeout(None if left == math.inf else left)
             got = self.socket.recv_into(view)
             if not got:
                 raise EOFError("the other side is gone")
@@ -86,11 +98,16 @@ class _ParentFile(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         left = max(0, self.size - self.position)
-        self.channel.send({"read": [self.position, left if size < 0 else min(size, left)]})
-        answer, data = self.channel.receive()
-        if "failed" in answer:
-            raise OSError(answer["failed"])
-        self.position += len(data)
+        wanted, data = left if size < 0 else min(size, left), b""
+        while len(data) < wanted:
+            self.channel.send({"read": [self.position, min(wanted - len(data), LONGEST)]})
+            answer, part = self.channel.receive()
+            if "failed" in answer:
+                raise OSError(answer["failed"])
+            if not part:
+                break
+            self.position += len(part)
+            data += part
         return data
 
 
@@ -111,7 +128,7 @@ def main(socket_number: int, parent: int) -> None:
 def _answer(channel: Channel, request: dict, data: bytes, started: int) -> None:
     limits = DecodeLimits(**request["limits"])
     room = None if limits.max_memory_bytes is None else started + limits.max_memory_bytes
-    _limit_memory(room)
+    _limit_memory(room and room + len(channel.memory or b""))
     groups.threads_of_worker = request["threads"]
     budget = Budget(request["video"], replace(limits, isolate=False), request["strict"], request["pixels"])
     source: Any = data if request["source"] == "bytes" else request["name"]

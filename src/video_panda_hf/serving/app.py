@@ -15,8 +15,9 @@ from fastapi.exceptions import HTTPException
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .engine import Answer, Engine, Job
+from .engine import STOPPED, Answer, Engine, Job, take_error
 from .errors import RequestError, too_large
 from .requests import ChatRequest, read_request
 from .settings import ServerSettings
@@ -25,6 +26,7 @@ from .settings import ServerSettings
 CHAT = "/v1/chat/completions"
 LOCAL = {"localhost", "127.0.0.1", "::1"}
 OPEN_PATHS = {"/health"}  # without a key
+HEAD_SECONDS = 30  # in which a connection must have sent the head of its next request
 READ_SECONDS = 120  # in which a request must have come in
 SEND_SECONDS = 60  # in which a client must take the next piece of an answer
 DRAIN_SECONDS = 5  # in which what a client still sends is thrown away, so that it sees why it was refused
@@ -129,10 +131,38 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+class Connection(H11Protocol):
+    """A connection that is closed if it sends no request: as many as a process may open would shut out everybody."""
+
+    waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        self._wait_for_another_than(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.waiting.cancel()
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        answered = self.cycle
+        super().on_response_complete()
+        self._wait_for_another_than(answered)
+
+    def _wait_for_another_than(self, answered) -> None:
+        if self.waiting is not None:
+            self.waiting.cancel()
+        self.waiting = self.loop.call_later(HEAD_SECONDS, self._end_unless_another_than, answered)
+
+    def _end_unless_another_than(self, answered) -> None:
+        if self.cycle is answered:
+            self.transport.close()
+
+
 def new_server(app: FastAPI, log_level: str = "warning") -> Server:
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=Connection,
         ws="none",
         log_config=None,
         access_log=log_level in ("debug", "info"),
@@ -273,7 +303,7 @@ async def answer(request: Request, engine: Engine) -> Response:
     asked = await asyncio.to_thread(read_request, body, settings)
     del body
     job = Job(engine, asked)
-    leaving = asyncio.ensure_future(until_gone(request))
+    job.leaving = leaving = asyncio.ensure_future(until_gone(request))
     is_streaming = False
     try:
         inputs = await unless(leaving, job.prepare())
@@ -295,15 +325,16 @@ async def until_gone(request: Request) -> None:
 
 
 async def unless(leaving: asyncio.Future, work):
-    """What `work` gives, unless the client goes away first."""
+    """What `work` gives, unless the client goes away or the server ends (which cancels `leaving`) first."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise GONE
+            raise STOPPED if leaving.cancelled() else GONE
         return task.result()
     finally:
         task.cancel()
+        task.add_done_callback(take_error)
 
 
 def completion(asked: ChatRequest, found: Answer) -> dict:

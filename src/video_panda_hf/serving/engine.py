@@ -26,6 +26,7 @@ from .settings import ServerSettings
 
 
 logger = logging.getLogger(__name__)
+COLDEST = 1e-5  # at lower temperatures the likeliest token is taken: divided by them, scores would be infinite
 STOPPED = RequestError(503, "the request was stopped.", code="stopped")
 
 
@@ -66,10 +67,14 @@ class Engine:
         self.decoding = ThreadPoolExecutor(settings.decoding_threads, "decode", copy_processor)
         self.generating = ThreadPoolExecutor(1, "generate")
         self.jobs: set[Job] = set()
+        self.is_closed = False
 
     def close(self) -> None:
+        self.is_closed = True
         for job in list(self.jobs):
             job.stop()
+            if job.leaving is not None:
+                job.leaving.cancel()  # what is decoded cannot be ended, and is not waited for
         for pool in (self.fetching, self.decoding, self.generating):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -142,6 +147,7 @@ class Job:
         self.downloads: list[Download] = []
         self.running: dict[Future, asyncio.Future] = {}
         self.closing = ExitStack()
+        self.leaving: asyncio.Future | None = None  # is done when the client has gone away
         engine.jobs.add(self)
 
     async def prepare(self):
@@ -194,6 +200,7 @@ class Job:
         except RuntimeError:  # the server is ending
             raise STOPPED from None
         self.running[future] = asyncio.wrap_future(future)
+        self.running[future].add_done_callback(take_error)
         try:
             return await asyncio.shield(self.running[future])
         except asyncio.CancelledError:
@@ -211,11 +218,18 @@ class Job:
             future.cancel()
 
     async def close(self) -> None:
-        """Stops, and waits until no thread works on the request any more."""
+        """Stops, and waits until no thread works on the request any more, unless the whole server ends."""
         self.stop()
-        await asyncio.gather(*self.running.values(), return_exceptions=True)
-        self.closing.close()
+        if not self.engine.is_closed:
+            await asyncio.gather(*self.running.values(), return_exceptions=True)
+            self.closing.close()
         self.engine.jobs.discard(self)
+
+
+def take_error(ended: asyncio.Future) -> None:
+    """Asks for the error of what has ended, which is logged otherwise where nobody waits for it any more."""
+    if not ended.cancelled():
+        ended.exception()
 
 
 def frames_of(asked: ChatRequest, settings: ServerSettings, video_processor) -> list[dict]:
@@ -266,7 +280,7 @@ def message_of(message, parts) -> dict:
 
 def sampling_of(asked: ChatRequest) -> dict:
     """Options of `generate`; those of the checkpoint where a request says nothing."""
-    if asked.temperature == 0:
+    if asked.temperature is not None and asked.temperature < COLDEST:
         return {"do_sample": False}
     if asked.temperature is None and asked.top_p in (None, 1):
         return {}

@@ -4,6 +4,7 @@ import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from .errors import RequestError, too_large
 from .settings import ServerSettings
@@ -11,6 +12,8 @@ from .settings import ServerSettings
 
 MOST_VALUES = 1_000_000  # in a request's JSON; each takes far more memory than its text
 LONGEST_TEXT = 1_000_000  # characters of all messages together
+MOST_FIELDS = 64  # of one object, which has fewer; each unknown one would be a fault of its own
+MOST_PARTS = 10_000  # of all messages together; a template takes its time for each
 # Fields that clients send although they ask for nothing: accepted with these values only.
 NEUTRAL: dict[str, list] = {
     "n": [1],
@@ -36,6 +39,8 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def without_nulls(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > MOST_FIELDS:
+            raise PydanticCustomError("too_many_fields", "it has more fields than there are.")
         return {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
@@ -172,9 +177,15 @@ def read_request(body: bytes, settings: ServerSettings) -> ChatRequest:
         raise RequestError(400, "stream_options are for stream=true.", "stream_options")
     if (count := len(asked.media)) > settings.max_media:
         raise too_large("the number of videos and pictures", count, settings.max_media, "messages")
+    if (count := sum(len(message.content) for message in asked.messages)) > MOST_PARTS:
+        raise too_large("the number of parts of the messages", count, MOST_PARTS, "messages")
     texts = [part.text for message in asked.messages for part in message.content if part.type == "text"]
     if (length := sum(map(len, texts))) > LONGEST_TEXT:
         raise too_large("the number of characters in the messages", length, LONGEST_TEXT, "messages")
+    try:
+        "".join([*texts, *asked.stops]).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(400, "a text has half a character, a surrogate without its other half.") from error
     return asked
 
 
