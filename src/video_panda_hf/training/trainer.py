@@ -125,7 +125,7 @@ class VideoPandaTrainer(Trainer):
         return self.pretrained_teacher(self.args.distillation_teacher)
 
     def pretrained_teacher(self, name_or_path: str) -> VideoPandaTeacher:
-        if self.is_fsdp_enabled and not getattr(self.accelerator, "is_fsdp2", False):
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             raise ValueError(
                 "Distillation does not work with FSDP1, which flattens the head's weights together with the model's: "
                 "set `fsdp_version: 2`."
