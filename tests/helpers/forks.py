@@ -41,7 +41,11 @@ class Forks:
     def __exit__(self, *_) -> None:
         if self.server is not None:
             self.end()
-            self.server.communicate(timeout=30)  # which closes its input, so it ends
+            try:
+                self.server.communicate(timeout=30)  # which closes its input, so it ends
+            except subprocess.TimeoutExpired:  # on a machine that is very busy
+                self.server.kill()
+                self.server.communicate()
 
     def start(self, command: list, env: dict | None = None, cwd=None, stdout=os.devnull, stderr=os.devnull) -> int:
         """The process id of a command, the arguments of `python`. It leads a group of processes."""
