@@ -470,6 +470,20 @@ def test_a_table_of_more_packets_than_the_file_holds_is_refused(where, strict, f
     assert time.monotonic() - start < 2
 
 
+def test_a_chunk_of_more_packets_than_there_are_is_the_packets(folder):
+    """FFmpeg counts by the sizes of the packets, so it takes no memory for what `stsc` claims."""
+    data = (folder / "h264.mp4").read_bytes()
+    place = data.index(b"stsc") + 16  # the packets in each chunk from the first one on
+    claiming = data[:place] + struct.pack(">I", 60_000_000) + data[place + 4 :]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        frames, _ = decode_video(claiming)
+    except CorruptVideoError:
+        frames = None
+    assert frames is None or (frames == decode_video(data)[0]).all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000  # kB
+
+
 def box_of(kind: bytes, *inside: bytes) -> bytes:
     return struct.pack(">I4s", 8 + sum(map(len, inside)), kind) + b"".join(inside)
 

@@ -43,9 +43,10 @@ class Channel:
         self.memory: mmap.mmap | None = None  # what both sides share and keep
 
     def send(self, message: dict, data=b"") -> None:
-        text = json.dumps(message).encode("utf-8", "surrogatepass")
-        self.socket.sendall(_LENGTHS.pack(len(text), memoryview(data).nbytes) + text)
-        self.socket.sendall(data)
+        text, size = json.dumps(message).encode("utf-8", "surrogatepass"), memoryview(data).nbytes
+        self.socket.sendall(_LENGTHS.pack(len(text), size) + text)
+        if size:
+            self.socket.sendall(data)
 
     def receive(self, end: float = math.inf) -> tuple[dict, bytes]:
         """Raises `EOFError` if the other side is gone or sends no message, `TimeoutError` at the time `end`."""
