@@ -94,12 +94,12 @@ def costs(language: dict, vision: dict, side: int) -> dict[str, dict]:
 
 def table(result: dict) -> str:
     """Per cent right, mean of the seeds, by rows: about time, and about looks (colours and shapes)."""
-    costs, columns = result["costs"], {"without": False, "with": True}
+    columns = {"without": False, "with": True}
     headings = [f"{kind}, {name} row dropout" for name in columns for kind in ("time", "looks")]
     lines = ["| rows | tokens | seconds | " + " | ".join(headings) + " |", "|---|" + "---:|" * (2 + len(headings))]
     for rows in ROWS[::-1]:
-        share = costs[rows]["seconds"] / costs["all"]["seconds"]
-        cells = [rows, f"{costs[rows]['tokens']:,}", f"{share:.2f} ×"]
+        cost = result["costs"][rows]
+        cells = [rows, f"{cost['tokens']:,}", f"{cost['seconds'] / result['costs']['all']['seconds']:.2f} ×"]
         for dropout in columns.values():
             right = [model["right"][rows] for model in result["models"] if model["row_dropout"] == dropout]
             for names in (about_time(right[0]), ("colour", "shape")):

@@ -172,16 +172,16 @@ def _read(channel: Channel, reader: FrameReader, wanted: dict, room: int | None)
     """Reads frames into the kept memory, or into that whose descriptor comes next."""
     shape = len(wanted["numbers"]), *reader.size, 3
     size = int(np.prod(shape))
-    memory, descriptor = channel.memory, None
     if wanted["new_memory"]:
-        memory = channel.memory = None
+        channel.memory = None  # which frees it
         _, (descriptor, *_), *_ = socket.recv_fds(channel.socket, 1, 1)
-    _limit_memory(room and room + max(size, 0 if memory is None else len(memory)))
-    if descriptor is not None:
+        _limit_memory(room and room + size)
         with os.fdopen(descriptor, "r+b") as file:
             memory = mmap.mmap(file.fileno(), max(1, size), flags=mmap.MAP_SHARED | _ALL_PAGES)
         channel.memory = memory if size <= KEPT_BYTES else None
-    assert memory is not None
+    else:  # the limit has room for it already
+        assert channel.memory is not None
+        memory = channel.memory
     reader.read(wanted["numbers"], out=np.frombuffer(memory, dtype=np.uint8, count=size).reshape(shape))
 
 
